@@ -3,4 +3,5 @@
 //! A rule of the product is found in the module named after it.
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod record;
