@@ -17,7 +17,7 @@
 //! stream.request([(":method", "POST"), (":path", "/chat")], br#"{"message":"hi"}"#);
 //! host.answer(&host.pending_callout("guard"), 200, [], b"{}");
 //! assert!(stream.forwarded().ended);
-//! stream.response([(":status", "200")], b"{}");
+//! stream.response([(":status", "200")], b"{}", true);
 //! assert_eq!(stream.answer().status(), Some(200));
 //! stream.finish();
 //! assert!(stream.filter_state("parapet.record").is_some());
