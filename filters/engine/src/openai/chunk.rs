@@ -120,21 +120,28 @@ pub(super) fn error_of(error: &RawValue) -> Chunk {
 /// The event with its `model` replaced; `None` where there is no such member to replace.
 #[must_use]
 pub fn with_model(data: &[u8], model: &str) -> Option<Vec<u8>> {
+    let mut event = b"data: ".to_vec();
+    event.extend_from_slice(&with_model_in(data, model)?);
+    event.extend_from_slice(b"\n\n");
+    Some(event)
+}
+
+/// A JSON object with its top-level `model` replaced and nothing else touched.
+#[must_use]
+pub fn with_model_in(json: &[u8], model: &str) -> Option<Vec<u8>> {
     #[derive(Deserialize)]
     struct Named<'a> {
         #[serde(borrow)]
         model: &'a RawValue,
     }
-    let named: Named<'_> = serde_json::from_slice(data).ok()?;
+    let named: Named<'_> = serde_json::from_slice(json).ok()?;
     let value = named.model.get();
-    let start = (value.as_ptr() as usize).checked_sub(data.as_ptr() as usize)?;
-    let mut event = Vec::with_capacity(data.len().saturating_add(model.len()));
-    event.extend_from_slice(b"data: ");
-    event.extend_from_slice(data.get(..start)?);
-    event.extend_from_slice(&json_string(model));
-    event.extend_from_slice(data.get(start.checked_add(value.len())?..)?);
-    event.extend_from_slice(b"\n\n");
-    Some(event)
+    let start = (value.as_ptr() as usize).checked_sub(json.as_ptr() as usize)?;
+    let mut out = Vec::with_capacity(json.len().saturating_add(model.len()));
+    out.extend_from_slice(json.get(..start)?);
+    out.extend_from_slice(&json_string(model));
+    out.extend_from_slice(json.get(start.checked_add(value.len())?..)?);
+    Some(out)
 }
 
 /// What every chunk of one answer repeats.
