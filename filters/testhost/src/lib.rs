@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 //! Envoy's side of the proxy-wasm ABI 0.2.1, emulated natively: `cargo test` on the host drives a real filter
 //! through the SDK's own exports (`proxy_on_request_headers`, …), with no Wasm runtime and no Envoy.
 //!
@@ -55,4 +52,3 @@ pub use leg::Message;
 pub use proxy_wasm::types::LogLevel;
 pub use stream::Stream;
 pub use vm::{Refused, Vm};
->>>>>>> testhost
