@@ -24,7 +24,11 @@ pub use head::Head;
 #[derive(Debug)]
 pub enum Event<'a> {
     /// `ends`: no body follows. `entropy` makes the trace id.
-    RequestHead { head: Head<'a>, ends: bool, entropy: [u8; 10] },
+    RequestHead {
+        head: Head<'a>,
+        ends: bool,
+        entropy: [u8; 10],
+    },
     /// The body is larger than the configuration allows.
     RequestTooLarge,
     /// The whole body.
@@ -32,10 +36,20 @@ pub enum Event<'a> {
     /// The answer to [`Effect::Reserve`].
     Reserved(Decision),
     /// A callout came back; `status` is 0 when the connection broke.
-    Answered { call: Call, status: u16, body: &'a [u8] },
-    ResponseHead { head: Head<'a>, ends: bool },
+    Answered {
+        call: Call,
+        status: u16,
+        body: &'a [u8],
+    },
+    ResponseHead {
+        head: Head<'a>,
+        ends: bool,
+    },
     /// Bytes that were not seen before.
-    ResponseBody { bytes: &'a [u8], ends: bool },
+    ResponseBody {
+        bytes: &'a [u8],
+        ends: bool,
+    },
     /// The stream is over, whatever its end was.
     Ended(End<'a>),
 }
@@ -52,8 +66,17 @@ pub struct End<'a> {
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    Reserve { bucket: String, limits: Limits, tokens: u64 },
-    Settle { bucket: String, limits: Limits, reserved: u64, used: u64 },
+    Reserve {
+        bucket: String,
+        limits: Limits,
+        tokens: u64,
+    },
+    Settle {
+        bucket: String,
+        limits: Limits,
+        reserved: u64,
+        used: u64,
+    },
     Call(Callout),
     /// Replaces the whole request head: nothing of the client's head goes on that is not in here.
     SetRequestHead(Vec<(&'static str, String)>),
@@ -138,16 +161,27 @@ enum State {
     Settled,
 }
 
+/// See [`Flow::end_questions`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndQuestions {
+    pub failed_attempts: bool,
+    pub details: bool,
+}
+
 /// One request.
 #[derive(Debug)]
 pub struct Flow {
     state: State,
     record: Record,
+    /// Attempts as Envoy counted them; 0 before an answer came, or when no request was sent.
+    attempts: u32,
+    was_sent: bool,
 }
 
 impl Default for Flow {
     fn default() -> Self {
-        Self { state: State::Start, record: Record { v: record::VERSION, ..Record::default() } }
+        let record = Record { v: record::VERSION, ..Record::default() };
+        Self { state: State::Start, record, attempts: 0, was_sent: false }
     }
 }
 
@@ -181,6 +215,28 @@ impl Flow {
             }
             (state, _) => state,
         };
+    }
+
+    /// The request's body is awaited.
+    #[must_use]
+    pub const fn wants_body(&self) -> bool {
+        matches!(self.state, State::Reading(_))
+    }
+
+    /// What the host has to be asked for [`End`]: only what this end needs, since properties are the dearest calls.
+    #[must_use]
+    pub fn end_questions(&self) -> EndQuestions {
+        let exchanging = matches!(self.state, State::Exchanging(_));
+        let answered = self.record.attempts.last().is_some_and(|attempt| attempt.outcome == "ok");
+        let sent = self.was_sent;
+        EndQuestions {
+            failed_attempts: sent && (!answered || self.attempts > 1),
+            details: exchanging && !self.is_complete(),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        matches!(&self.state, State::Exchanging(exchange) if exchange.is_complete())
     }
 
     /// The request must not go on yet.

@@ -12,19 +12,20 @@ use crate::sse::Decoder;
 pub struct Ask {
     /// Index in the configuration's models.
     pub model: usize,
-    pub stream: bool,
+    /// Length of the body as the gateway filter wrote it.
+    pub body_bytes: usize,
 }
 
 impl Ask {
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
-        serde_json::to_vec(&(self.model, self.stream)).unwrap_or_default()
+        serde_json::to_vec(&(self.model, self.body_bytes)).unwrap_or_default()
     }
 
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (model, stream) = serde_json::from_slice(bytes).ok()?;
-        Some(Self { model, stream })
+        let (model, body_bytes) = serde_json::from_slice(bytes).ok()?;
+        Some(Self { model, body_bytes })
     }
 }
 
@@ -211,7 +212,7 @@ mod tests {
     const DONE: &str = "data: [DONE]\n\n";
 
     fn gates(stream: &str) -> Vec<Gate> {
-        [stream.len(), 1, 7]
+        [stream.len().max(1), 1, 7]
             .into_iter()
             .map(|size| {
                 let mut gate = FirstToken::new(false);
@@ -235,7 +236,10 @@ mod tests {
             (format!("{ROLE}{ERROR}{DONE}"), fail(503, "error_event")),
             (format!("{ROLE}{DONE}"), fail(502, "empty")),
             ("<html>\n\ndata: <html>\n\n".to_owned(), fail(502, "error_event")),
-            (ROLE.to_owned() + "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}\n\n", Gate::Open),
+            (
+                ROLE.to_owned() + "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}\n\n",
+                Gate::Open,
+            ),
             (String::new(), fail(502, "empty")),
         ] {
             assert!(gates(&stream).iter().all(|gate| *gate == expected), "{stream} {:?}", gates(&stream));

@@ -57,7 +57,13 @@ impl Flow {
         }
     }
 
-    fn on_looked_up(&mut self, mut exchange: Box<Exchange>, status: u16, body: &[u8], context: &mut Context<'_>) -> State {
+    fn on_looked_up(
+        &mut self,
+        mut exchange: Box<Exchange>,
+        status: u16,
+        body: &[u8],
+        context: &mut Context<'_>,
+    ) -> State {
         exchange.lookup = Lookup::None;
         if !exchange.is_asking() {
             return State::Exchanging(exchange);
@@ -193,7 +199,9 @@ impl Flow {
     ) -> State {
         let config = context.config;
         let policy = config.policy(&exchange.principal).and_then(|policy| policy.output_guard.as_ref());
-        let (Some(policy), Some(prompt)) = (policy, exchange.asked_prompt()) else { return State::Exchanging(exchange) };
+        let (Some(policy), Some(prompt)) = (policy, exchange.asked_prompt()) else {
+            return State::Exchanging(exchange);
+        };
         let verdict = llama_guard::parse(status, body, policy.threshold);
         let guard_record = self.record.output_guard.get_or_insert_default();
         let verdict = match ask_categories(call, verdict, guard_record) {

@@ -1,7 +1,7 @@
 //! What is known of a request between its body and the end of its answer.
 
-use super::stream::Stream;
 use super::BodyMode;
+use super::stream::Stream;
 use crate::cache::{self, Directives};
 use crate::guard::{self};
 use crate::identity::Principal;
@@ -89,7 +89,9 @@ pub(super) enum Phase {
 pub(super) enum Collecting {
     Answer,
     /// An error with this status.
-    Failure { status: u16 },
+    Failure {
+        status: u16,
+    },
 }
 
 /// A whole answer.
@@ -118,6 +120,15 @@ impl Exchange {
             Phase::Collecting(_) | Phase::Judging(_) => true,
             Phase::Releasing { .. } => self.input_is_pending(),
             Phase::Streaming(stream) => self.input_is_pending() || stream.waits(),
+        }
+    }
+
+    /// The answer has come to its end.
+    pub(super) fn is_complete(&self) -> bool {
+        match &self.phase {
+            Phase::Releasing { .. } => true,
+            Phase::Streaming(stream) => stream.is_complete(),
+            _ => false,
         }
     }
 

@@ -41,7 +41,13 @@ pub(super) enum Plan {
 }
 
 impl Flow {
-    pub(super) fn on_head(&mut self, head: &Head<'_>, ends: bool, entropy: [u8; 10], context: &mut Context<'_>) -> State {
+    pub(super) fn on_head(
+        &mut self,
+        head: &Head<'_>,
+        ends: bool,
+        entropy: [u8; 10],
+        context: &mut Context<'_>,
+    ) -> State {
         self.record.id = trace::uuid_v7(context.now_us, entropy);
         self.record.start_us = context.now_us;
         self.record.request_id = head.tag("x-request-id");
@@ -90,7 +96,8 @@ impl Flow {
                     directives: Directives::parse(head.get("cache-control").unwrap_or_default()),
                     request_id: head.tag("x-request-id"),
                 };
-                let length = head.get("content-length").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok());
+                let length =
+                    head.get("content-length").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok());
                 if length.is_some_and(|length: u64| length > context.config.max_request_bytes as u64) {
                     self.refuse(too_large(context.config), context)
                 } else if ends {
@@ -121,7 +128,8 @@ impl Flow {
 
     fn on_models(&mut self, path: &[u8], principal: &Principal, context: &mut Context<'_>) -> State {
         let config = context.config;
-        let allowed = |model: &&crate::config::Model| config.policy(principal).is_some_and(|policy| policy.allows(model));
+        let allowed =
+            |model: &&crate::config::Model| config.policy(principal).is_some_and(|policy| policy.allows(model));
         let models: Vec<&str> = config.models.iter().filter(allowed).map(|model| &*model.name).collect();
         let one = path.strip_prefix(b"/v1/models/").map(String::from_utf8_lossy);
         match one {
@@ -182,7 +190,8 @@ impl Flow {
 
         let input = policy.input_guard.as_ref().filter(|guard| guard.mode != InputMode::Off);
         let prompt = input.filter(|_| entry.is_none()).map(|_| llama_guard::input_prompt(&conversation.turns));
-        let judges_output = policy.output_guard.as_ref().is_some_and(|guard| guard.mode != crate::config::OutputMode::Off);
+        let judges_output =
+            policy.output_guard.as_ref().is_some_and(|guard| guard.mode != crate::config::OutputMode::Off);
         let judge_first = input.is_some_and(|guard| guard.mode == InputMode::Blocking) || conversation.acts;
 
         let prompt_tokens = conversation.prompt_tokens();
@@ -277,11 +286,12 @@ impl Flow {
             return self.refuse(not_cached(), context);
         }
         let body = core::mem::take(&mut exchange.body);
-        let ask = provider::Ask { model: exchange.model, stream: exchange.stream };
+        let ask = provider::Ask { model: exchange.model, body_bytes: body.len() };
         context.effects.push(Effect::SetRequestHead(respond::provider_head(&exchange, body.len(), context.config)));
         context.effects.push(Effect::SetRequestBody(body));
         context.effects.push(Effect::Share(ask.to_bytes()));
         exchange.phase = Phase::Sent;
+        self.was_sent = true;
         exchange.sent_us = Some(context.now_us);
         State::Exchanging(exchange)
     }
@@ -304,9 +314,11 @@ impl Flow {
             ..Default::default()
         };
         let key = guard::Key::of(&model.model, input.threshold, &prompt);
-        let remembered = context.memory.verdicts.get(&key).filter(|known| {
-            context.now_us.saturating_sub(known.at_us) < guard::REMEMBER_US
-        });
+        let remembered = context
+            .memory
+            .verdicts
+            .get(&key)
+            .filter(|known| context.now_us.saturating_sub(known.at_us) < guard::REMEMBER_US);
         if let Some(known) = remembered.cloned() {
             self.record.input_guard = Some(record);
             return self.apply_input_verdict(exchange, &known.verdict, policy);
@@ -349,8 +361,11 @@ const DEFAULT_ANSWER_TOKENS: u64 = 512;
 
 fn model_not_found(name: &str) -> Refusal {
     let shown: String = name.chars().take(100).collect();
-    Refusal::new(Reason::ModelNotFound, format!("The model `{shown}` does not exist here; GET /v1/models lists those that do."))
-        .at("model")
+    Refusal::new(
+        Reason::ModelNotFound,
+        format!("The model `{shown}` does not exist here; GET /v1/models lists those that do."),
+    )
+    .at("model")
 }
 
 fn not_cached() -> Refusal {
@@ -358,8 +373,5 @@ fn not_cached() -> Refusal {
 }
 
 pub(super) fn too_large(config: &Config) -> Refusal {
-    Refusal::new(
-        Reason::RequestTooLarge,
-        format!("The request is larger than {} bytes.", config.max_request_bytes),
-    )
+    Refusal::new(Reason::RequestTooLarge, format!("The request is larger than {} bytes.", config.max_request_bytes))
 }

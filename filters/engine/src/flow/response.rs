@@ -20,6 +20,7 @@ impl Flow {
         context: &mut Context<'_>,
     ) -> State {
         let status = head.status();
+        self.attempts = attempts(head);
         self.note_attempt(&exchange, head, context);
         if ends || status != 200 {
             if ends {
@@ -75,7 +76,7 @@ impl Flow {
         }
         let mut set = |name, value| context.effects.push(Effect::SetResponseHeader(name, value));
         set("x-parapet-trace-id", self.record.id.clone());
-        set("x-parapet-attempts", attempts(head).to_string());
+        set("x-parapet-attempts", self.attempts.to_string());
         if let Some(status) = respond::cache_status(&self.record, exchange) {
             set("cache-status", status.to_owned());
         }

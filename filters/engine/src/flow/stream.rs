@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 
 use crate::answer::{Answer, Delta};
+use crate::chat;
 use crate::config::OutputMode;
 use crate::guard::window::Windows;
 use crate::openai::{self, Chunk, Frame};
 use crate::reason::{Reason, Refusal};
 use crate::sse::{Decoder, Event};
-use crate::chat;
 
 /// Text that waits for its verdict; beyond it the answer is refused, as a guard that cannot keep up.
 const MAX_HELD_BYTES: usize = 4 * 1024 * 1024;
@@ -17,7 +17,10 @@ const MAX_HELD_BYTES: usize = 4 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub(super) enum Form {
     /// OpenAI's, with the client's name of the model; `usage`: it asked for the usage chunk.
-    OpenAi { model: String, usage: bool },
+    OpenAi {
+        model: String,
+        usage: bool,
+    },
     Chat,
 }
 
@@ -189,11 +192,13 @@ impl Stream {
             Form::OpenAi { usage: wanted, .. } if deltas.is_empty() && usage && !wanted => return,
             Form::OpenAi { model: public, .. } => {
                 let renamed = model.is_some_and(|model| model != public);
-                let rewritten = event.data.as_deref().filter(|_| renamed).and_then(|data| openai::with_model(data, public));
+                let rewritten =
+                    event.data.as_deref().filter(|_| renamed).and_then(|data| openai::with_model(data, public));
                 rewritten.unwrap_or(event.raw)
             }
             Form::Chat => {
-                let text: String = deltas.iter().filter(|delta| delta.choice == 0).map(|delta| &*delta.content).collect();
+                let text: String =
+                    deltas.iter().filter(|delta| delta.choice == 0).map(|delta| &*delta.content).collect();
                 if text.is_empty() {
                     if has_text {
                         self.count_text(deltas, now_us);
@@ -282,7 +287,8 @@ impl Stream {
     pub(super) fn blocked_ending(&self, id: &str, created_s: u64) -> Vec<u8> {
         match &self.form {
             Form::OpenAi { model, .. } => {
-                let open = |(_, choice): &(usize, &crate::record::Answered)| self.holds() || choice.finish_reason.is_none();
+                let open =
+                    |(_, choice): &(usize, &crate::record::Answered)| self.holds() || choice.finish_reason.is_none();
                 let mut choices: Vec<usize> =
                     self.answer.choices.iter().enumerate().filter(open).map(|(index, _)| index).collect();
                 if choices.is_empty() {
@@ -305,6 +311,10 @@ impl Stream {
 
     pub(super) fn unavailable_ending(refusal: &Refusal) -> Vec<u8> {
         openai::error_event(refusal)
+    }
+
+    pub(super) const fn is_complete(&self) -> bool {
+        self.ended && self.held_bytes == 0
     }
 
     pub(super) fn waits(&self) -> bool {
