@@ -14,6 +14,7 @@ mod faults;
 mod key;
 
 
+pub mod langsmith;
 pub mod llama_guard;
 pub mod openai;
 mod requests;
@@ -41,6 +42,8 @@ pub enum Command {
     LlamaGuard(llama_guard::Options),
     /// OpenAI's chat completions
     Openai(openai::Options),
+    /// LangSmith's run and feedback ingestion
+    Langsmith(langsmith::Options),
 
 
 }
@@ -55,6 +58,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 
         Command::LlamaGuard(options) => ("llama-guard", llama_guard::start(options).await),
         Command::Openai(options) => ("openai", openai::start(options).await),
+        Command::Langsmith(options) => ("langsmith", langsmith::start(options).await.map(langsmith::LangSmith::into_server)),
 
     };
     let simulator = simulator.with_context(|| format!("starting the {name} simulator"))?;
