@@ -11,12 +11,14 @@ use std::{
 use axum::{
     Extension,
     extract::State,
-    http::{HeaderMap, StatusCode, header},
-    response::Response,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use serde::Deserialize;
-use serde_json::Value;
+
+mod request;
+
+pub(super) use request::{ChatRequest, Message};
 
 use super::{
     answers,
@@ -24,11 +26,9 @@ use super::{
     faults::Behaviour,
     key::KeyOptions,
     server::Call,
-    shape::{Kind, now, openai_error, unique, vllm_error},
+    shape::{Kind, Refused, now, openai_error, unique, vllm_error},
     sse,
 };
-
-const MAX_CHOICES: u32 = 128;
 
 /// Options of a simulated model server.
 #[derive(clap::Args, Clone, Debug)]
@@ -116,127 +116,10 @@ impl Drop for Running {
     }
 }
 
-/// The fields that change the answer; all others are ignored, as vLLM does with `guided_*`.
-#[derive(Deserialize)]
-pub(super) struct ChatRequest {
-    model: Option<String>,
-    pub(super) messages: Vec<Message>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    max_tokens: Option<i64>,
-    max_completion_tokens: Option<i64>,
-    n: Option<u32>,
-    stop: Option<Stop>,
-    tools: Option<Vec<Value>>,
-    pub(super) logprobs: Option<bool>,
-    pub(super) top_logprobs: Option<usize>,
-}
-
-#[derive(Deserialize)]
-pub(super) struct Message {
-    pub(super) role: String,
-    #[serde(default)]
-    pub(super) content: Value,
-}
-
-#[derive(Deserialize)]
-struct StreamOptions {
-    include_usage: Option<bool>,
-    continuous_usage_stats: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Stop {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl ChatRequest {
-    /// # Errors
-    /// The server's own answer to a request it does not take.
-    pub(super) fn read(model: &Model, headers: &HeaderMap, body: &[u8]) -> Result<Self, Response> {
-        let bad = StatusCode::BAD_REQUEST;
-        let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let media_type = content_type.split(';').next().unwrap_or_default().trim();
-        if model.kind == Kind::Vllm && !media_type.eq_ignore_ascii_case("application/json") {
-            let message = "Unsupported Media Type: Only 'application/json' is allowed";
-            return Err(vllm_error(bad, message, "Bad Request", None));
-        }
-        let request: Self = serde_json::from_slice(body).map_err(|error| match model.kind {
-            Kind::OpenAi => {
-                let message = format!("We could not parse the JSON body of your request: {error}");
-                openai_error(bad, &message, "invalid_request_error", None, None)
-            }
-            _ => vllm_error(bad, &error.to_string(), "Bad Request", None),
-        })?;
-        request.check(model)?;
-        Ok(request)
-    }
-
-    fn check(&self, model: &Model) -> Result<(), Response> {
-        let refuse = |message: &str, param: &str| match model.kind {
-            Kind::OpenAi => openai_error(StatusCode::BAD_REQUEST, message, "invalid_request_error", Some(param), None),
-            _ => vllm_error(StatusCode::BAD_REQUEST, message, "BadRequestError", Some(param)),
-        };
-        model.knows(self.model.as_deref())?;
-        if self.messages.is_empty() {
-            return Err(refuse("messages: list should have at least 1 item", "messages"));
-        }
-        if self.token_limit().is_some_and(|limit| limit < 1) {
-            return Err(refuse("max_tokens must be at least 1", "max_tokens"));
-        }
-        if self.top_logprobs.is_some_and(|top| top > 20) {
-            return Err(refuse("top_logprobs must be at most 20", "top_logprobs"));
-        }
-        if self.stream_options.is_some() && self.stream != Some(true) {
-            return Err(refuse("Stream options can only be defined when `stream=True`.", "stream_options"));
-        }
-        if !(1..=MAX_CHOICES).contains(&self.n.unwrap_or(1)) {
-            return Err(refuse("n must be between 1 and 128", "n"));
-        }
-        model.fits(self.prompt_tokens())
-    }
-
-    fn token_limit(&self) -> Option<i64> {
-        self.max_completion_tokens.or(self.max_tokens)
-    }
-
-    pub(super) fn max_tokens(&self) -> Option<usize> {
-        self.token_limit().and_then(|limit| usize::try_from(limit).ok())
-    }
-
-    fn prompt_tokens(&self) -> usize {
-        answers::prompt_tokens(self.messages.iter().map(|message| &message.content))
-    }
-
-    fn user_text(&self) -> String {
-        let last = self.messages.iter().rev().find(|message| message.role == "user");
-        last.map_or_else(String::new, |message| answers::content_text(&message.content))
-    }
-
-    /// The tool the user asked for, if the request offers it.
-    fn tool(&self, user_text: &str) -> Option<String> {
-        let wanted = answers::wanted_tool(user_text)?;
-        let offered = self.tools.iter().flatten().any(|tool| {
-            tool.pointer("/function/name").and_then(Value::as_str) == Some(wanted)
-        });
-        offered.then(|| wanted.to_owned())
-    }
-
-    fn stops(&self) -> &[String] {
-        match &self.stop {
-            None => &[],
-            Some(Stop::One(stop)) => std::slice::from_ref(stop),
-            Some(Stop::Many(stops)) => stops,
-        }
-    }
-}
-
 impl Model {
     /// # Errors
     /// 404 for another model than the served one. vLLM takes a request that names none.
-    pub(super) fn knows(&self, asked: Option<&str>) -> Result<(), Response> {
+    pub(super) fn knows(&self, asked: Option<&str>) -> Result<(), Refused> {
         match (self.kind, asked) {
             (Kind::OpenAi, None) => {
                 let message = "you must provide a model parameter";
@@ -256,7 +139,7 @@ impl Model {
         }
     }
 
-    pub(super) fn fits(&self, prompt_tokens: usize) -> Result<(), Response> {
+    pub(super) fn fits(&self, prompt_tokens: usize) -> Result<(), Refused> {
         let limit = self.max_model_len;
         if prompt_tokens <= limit {
             return Ok(());
@@ -287,7 +170,7 @@ pub(super) async fn completions(
             let completion = complete(&model, &request, &headers, &call);
             reply(&model, &request, completion, &call).await
         }
-        Err(refusal) => refusal,
+        Err(refused) => refused.into_response(),
     }
 }
 
@@ -333,13 +216,14 @@ fn complete(model: &Model, request: &ChatRequest, headers: &HeaderMap, call: &Ca
 }
 
 /// Fills in what does not depend on the text: id, model, usage, choices.
-pub(super) fn envelope(model: &Model, request: &ChatRequest, headers: &HeaderMap, completion: Completion) -> Completion {
+pub(super) fn envelope(
+    model: &Model,
+    request: &ChatRequest,
+    headers: &HeaderMap,
+    completion: Completion,
+) -> Completion {
     let n = request.n.unwrap_or(1);
-    let usage = Usage {
-        prompt: request.prompt_tokens(),
-        completion: completion.ends.len() * n as usize,
-        cached: None,
-    };
+    let usage = Usage { prompt: request.prompt_tokens(), completion: completion.ends.len() * n as usize, cached: None };
     let options = request.stream_options.as_ref();
     let include_usage = options.and_then(|options| options.include_usage) == Some(true);
     Completion {
@@ -362,6 +246,9 @@ pub(super) fn completion_id(kind: Kind, headers: &HeaderMap, prefix: &str) -> St
 }
 
 fn earliest<'a>(text: &str, stops: &'a [String]) -> Option<(usize, &'a str)> {
-    let found = stops.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| Some((text.find(stop.as_str())?, stop.as_str())));
+    let found = stops
+        .iter()
+        .filter(|stop| !stop.is_empty())
+        .filter_map(|stop| Some((text.find(stop.as_str())?, stop.as_str())));
     found.min_by_key(|(at, _)| *at)
 }

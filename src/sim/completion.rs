@@ -279,7 +279,9 @@ impl Completion {
         let (id, model, created) = (json!(self.id), json!(self.model), self.created);
         let own = match self.kind {
             Kind::OpenAi => {
-                format!(r#","service_tier":"default","system_fingerprint":"{OPENAI_FINGERPRINT}","obfuscation":"k3Xw9p""#)
+                format!(
+                    r#","service_tier":"default","system_fingerprint":"{OPENAI_FINGERPRINT}","obfuscation":"k3Xw9p""#
+                )
             }
             _ => r#","prompt_token_ids":null"#.to_owned(),
         };

@@ -262,7 +262,8 @@ mod tests {
 
     #[test]
     fn contradictions_and_unknown_fields_are_refused() {
-        let refused = |json: serde_json::Value| FaultSet::default().set(serde_json::from_value(json).unwrap()).unwrap_err();
+        let refused =
+            |json: serde_json::Value| FaultSet::default().set(serde_json::from_value(json).unwrap()).unwrap_err();
         assert_eq!(
             refused(serde_json::json!({"hang": true, "cut_after": 1})),
             FaultError::Exclusive("hang", "cut_after")

@@ -10,7 +10,7 @@ use std::{
 use axum::{
     Extension, Json, Router,
     extract::{Path, Query, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
     response::Response,
     routing::{get, patch, post},
 };
@@ -125,18 +125,20 @@ pub async fn start(options: Options) -> io::Result<LangSmith> {
 pub fn serve(options: Options, listener: TcpListener) -> io::Result<LangSmith> {
     let store = Arc::new(Store::default());
     let info = info(&options);
-    let ingestion = Arc::new(Ingestion { store: Arc::clone(&store), size_limit_bytes: options.size_limit_bytes });
-    let mut routes = Router::new()
+    let ingestion = Arc::new(Ingestion {
+        store: Arc::clone(&store),
+        size_limit_bytes: options.size_limit_bytes,
+        multipart: !options.no_multipart,
+    });
+    let routes = Router::new()
         .route("/info", get(move || async move { Json(info) }))
+        .route("/runs/multipart", post(multipart_runs))
         .route("/runs/batch", post(batch))
         .route("/runs", post(one_run))
         .route("/runs/{id}", patch(patch_run))
         .route("/feedback", post(feedback))
         .route("/sim/runs", get(show_runs).delete(forget))
         .route("/sim/feedback", get(show_feedback));
-    if !options.no_multipart {
-        routes = routes.route("/runs/multipart", post(multipart_runs));
-    }
     let shared = Shared::new(Kind::LangSmith, options.key.resolve()?, Duration::from_millis(options.latency_ms));
     let server = server::serve(shared, routes.with_state(ingestion), listener)?;
     Ok(LangSmith { server, store })
@@ -158,15 +160,17 @@ fn info(options: &Options) -> Value {
 struct Ingestion {
     store: Arc<Store>,
     size_limit_bytes: usize,
+    multipart: bool,
 }
 
 impl Ingestion {
     fn check(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
         let encoding = headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes()));
         match encoding {
-            Some(encoding) if encoding != "identity" => {
-                Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("content-encoding {encoding} is not enabled")))
-            }
+            Some(encoding) if encoding != "identity" => Err(Refusal::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                format!("content-encoding {encoding} is not enabled"),
+            )),
             _ if body.len() > self.size_limit_bytes => {
                 let message = format!("body of {} bytes is above {}", body.len(), self.size_limit_bytes);
                 Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message))
@@ -199,6 +203,9 @@ async fn multipart_runs(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    if !ingestion.multipart {
+        return call.kind.not_found(&Method::POST, "/runs/multipart");
+    }
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let result = ingestion
         .check(&headers, &body)

@@ -7,7 +7,7 @@ use axum::{
     Extension, Router,
     extract::State,
     http::{HeaderMap, StatusCode},
-    response::Response,
+    response::{IntoResponse, Response},
     routing::post,
 };
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use super::{
     completion::{Completion, Finish, Usage},
     key::KeyOptions,
     server::{self, Call, Shared, Simulator},
-    shape::{Kind, now, vllm_error},
+    shape::{Kind, Refused, now, vllm_error},
     sse, vllm,
 };
 
@@ -117,7 +117,7 @@ enum Prompts {
     Many(Vec<String>),
 }
 
-fn bad_request(message: &str, param: Option<&str>) -> Response {
+fn bad_request(message: &str, param: Option<&str>) -> Refused {
     vllm_error(StatusCode::BAD_REQUEST, message, "BadRequestError", param)
 }
 
@@ -129,11 +129,11 @@ async fn completions(
 ) -> Response {
     match complete(&guard, &call, &headers, &body) {
         Ok(body) => sse::respond_json(&call, StatusCode::OK, &body),
-        Err(refusal) => refusal,
+        Err(refused) => refused.into_response(),
     }
 }
 
-fn complete(guard: &Guard, call: &Call, headers: &HeaderMap, body: &[u8]) -> Result<Value, Response> {
+fn complete(guard: &Guard, call: &Call, headers: &HeaderMap, body: &[u8]) -> Result<Value, Refused> {
     let request: CompletionRequest = serde_json::from_slice(body)
         .map_err(|error| vllm_error(StatusCode::BAD_REQUEST, &error.to_string(), "Bad Request", None))?;
     guard.model.knows(request.model.as_deref())?;
@@ -185,7 +185,7 @@ struct Verdict {
 impl Guard {
     /// # Errors
     /// 400 for a prompt that is not the template or too long.
-    fn judge(&self, prompt: &str, call: &Call, max_tokens: Option<usize>) -> Result<Verdict, Response> {
+    fn judge(&self, prompt: &str, call: &Call, max_tokens: Option<usize>) -> Result<Verdict, Refused> {
         let parsed = GuardPrompt::parse(prompt).map_err(|error| bad_request(&error.to_string(), Some("prompt")))?;
         let prompt_tokens = guard_tokens(prompt);
         self.model.fits(prompt_tokens.len())?;
@@ -197,11 +197,7 @@ impl Guard {
         tokens.truncate(limit);
         Ok(Verdict {
             finish: if generated > limit { Finish::Length } else { Finish::Stop },
-            usage: Usage {
-                prompt: prompt_tokens.len(),
-                completion: generated.min(limit),
-                cached: Some(cached),
-            },
+            usage: Usage { prompt: prompt_tokens.len(), completion: generated.min(limit), cached: Some(cached) },
             tokens,
         })
     }
@@ -228,7 +224,7 @@ async fn chat_completions(
             let completion = chat_completion(&guard, &request, &headers, verdict);
             chat::reply(&guard.model, &request, completion, &call).await
         }
-        Err(refusal) => refusal,
+        Err(refused) => refused.into_response(),
     }
 }
 
@@ -256,15 +252,19 @@ async fn tokenize(State(guard): State<Arc<Guard>>, body: Bytes) -> Response {
     let prompt = match serde_json::from_slice(&body) {
         Ok(TokenizeRequest { prompt: Some(prompt), .. }) => prompt,
         Ok(TokenizeRequest { messages: Some(messages), .. }) => {
-            let turns: Vec<Turn<'_>> =
-                messages.iter().map(|message| (message.role.as_str(), answers::content_text(&message.content))).collect();
+            let turns: Vec<Turn<'_>> = messages
+                .iter()
+                .map(|message| (message.role.as_str(), answers::content_text(&message.content)))
+                .collect();
             match template::render(&turns) {
                 Ok(prompt) => prompt,
-                Err(error) => return bad_request(&error.to_string(), None),
+                Err(error) => return bad_request(&error.to_string(), None).into_response(),
             }
         }
-        Ok(_) => return bad_request("give `prompt` or `messages`", None),
-        Err(error) => return vllm_error(StatusCode::BAD_REQUEST, &error.to_string(), "Bad Request", None),
+        Ok(_) => return bad_request("give `prompt` or `messages`", None).into_response(),
+        Err(error) => {
+            return vllm_error(StatusCode::BAD_REQUEST, &error.to_string(), "Bad Request", None).into_response();
+        }
     };
     vllm::tokenized(&guard.model, guard_tokens(&prompt).into_iter())
 }

@@ -13,7 +13,6 @@ mod completion;
 mod faults;
 mod key;
 
-
 pub mod langsmith;
 pub mod llama_guard;
 pub mod openai;
@@ -21,6 +20,8 @@ mod requests;
 mod server;
 mod shape;
 mod sse;
+#[cfg(test)]
+mod testing;
 pub mod vllm;
 
 pub use chat::Options as ChatOptions;
@@ -37,15 +38,12 @@ pub enum Command {
     /// vLLM's OpenAI-compatible server (0.32)
     Vllm(vllm::Options),
 
-
     /// Llama Guard 3 served by vLLM
     LlamaGuard(llama_guard::Options),
     /// OpenAI's chat completions
     Openai(openai::Options),
     /// LangSmith's run and feedback ingestion
     Langsmith(langsmith::Options),
-
-
 }
 
 /// Runs one simulator until SIGTERM or Ctrl-C.
@@ -58,8 +56,9 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 
         Command::LlamaGuard(options) => ("llama-guard", llama_guard::start(options).await),
         Command::Openai(options) => ("openai", openai::start(options).await),
-        Command::Langsmith(options) => ("langsmith", langsmith::start(options).await.map(langsmith::LangSmith::into_server)),
-
+        Command::Langsmith(options) => {
+            ("langsmith", langsmith::start(options).await.map(langsmith::LangSmith::into_server))
+        }
     };
     let simulator = simulator.with_context(|| format!("starting the {name} simulator"))?;
     eprintln!("{name} simulator serves {}", simulator.url());

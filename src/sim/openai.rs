@@ -54,7 +54,7 @@ async fn models(State(model): State<Arc<Model>>) -> Json<Value> {
 async fn one_model(State(model): State<Arc<Model>>, Path(id): Path<String>) -> Response {
     match model.knows(Some(&id)) {
         Ok(()) => Json(entry(&model)).into_response(),
-        Err(refusal) => refusal,
+        Err(refused) => refused.into_response(),
     }
 }
 

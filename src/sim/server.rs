@@ -127,8 +127,8 @@ pub(super) fn serve(shared: Shared, routes: Router, listener: TcpListener) -> io
     let app = routes
         .merge(control)
         .fallback(move |request: Request| async move { kind.not_found(request.method(), request.uri().path()) })
-        .method_not_allowed_fallback(|| async {
-            answer(StatusCode::METHOD_NOT_ALLOWED, json!({"detail": "Method Not Allowed"}))
+        .method_not_allowed_fallback(move |request: Request| async move {
+            kind.method_not_allowed(request.method(), request.uri().path())
         })
         .layer(from_fn_with_state(Arc::clone(&shared), exchange));
     let (stop, stopped) = watch::channel(false);

@@ -45,7 +45,7 @@ impl Kind {
                 "invalid_request_error",
                 None,
                 Some("invalid_api_key"),
-            )),
+            ).into_response()),
             Self::LangSmith if path != "/info" && !key.is_header(&parts.headers, &X_API_KEY) => {
                 Some(answer(StatusCode::FORBIDDEN, json!({"error": "Forbidden"})))
             }
@@ -71,6 +71,7 @@ impl Kind {
             None,
             Some("insufficient_quota"),
         )
+        .into_response()
     }
 
     /// The JSON of an error event inside a stream that began with 200.
@@ -91,9 +92,21 @@ impl Kind {
         match self {
             Self::OpenAi => {
                 let message = format!("Invalid URL ({method} {path})");
-                openai_error(StatusCode::NOT_FOUND, &message, "invalid_request_error", None, None)
+                openai_error(StatusCode::NOT_FOUND, &message, "invalid_request_error", None, None).into_response()
             }
             Self::Vllm | Self::LangSmith => answer(StatusCode::NOT_FOUND, json!({"detail": "Not Found"})),
+        }
+    }
+
+    pub(super) fn method_not_allowed(self, method: &Method, path: &str) -> Response {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        match self {
+            Self::OpenAi => {
+                let message = format!("Not allowed to {method} on {path}.");
+                openai_error(status, &message, "invalid_request_error", None, Some("method_not_supported"))
+                    .into_response()
+            }
+            Self::Vllm | Self::LangSmith => answer(status, json!({"detail": "Method Not Allowed"})),
         }
     }
 
@@ -130,13 +143,28 @@ impl Kind {
     }
 }
 
+/// An answer instead of the work.
+pub(super) struct Refused(Box<Response>);
+
+impl From<Response> for Refused {
+    fn from(response: Response) -> Self {
+        Self(Box::new(response))
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        *self.0
+    }
+}
+
 pub(super) fn answer(status: StatusCode, body: Value) -> Response {
     (status, Json(body)).into_response()
 }
 
 /// vLLM's error: `code` is the status as a number.
-pub(super) fn vllm_error(status: StatusCode, message: &str, kind: &str, param: Option<&str>) -> Response {
-    answer(status, vllm_body(status, message, kind, param))
+pub(super) fn vllm_error(status: StatusCode, message: &str, kind: &str, param: Option<&str>) -> Refused {
+    answer(status, vllm_body(status, message, kind, param)).into()
 }
 
 fn vllm_body(status: StatusCode, message: &str, kind: &str, param: Option<&str>) -> Value {
@@ -167,8 +195,8 @@ pub(super) fn openai_error(
     kind: &str,
     param: Option<&str>,
     code: Option<&str>,
-) -> Response {
-    answer(status, json!({"error": {"message": message, "type": kind, "param": param, "code": code}}))
+) -> Refused {
+    answer(status, json!({"error": {"message": message, "type": kind, "param": param, "code": code}})).into()
 }
 
 fn openai_status(status: StatusCode) -> Response {
@@ -179,7 +207,7 @@ fn openai_status(status: StatusCode) -> Response {
         500..=599 => ("The server had an error while processing your request. Sorry about that!", "server_error", None),
         _ => (status.canonical_reason().unwrap_or("Error"), invalid, None),
     };
-    openai_error(status, message, kind, None, code)
+    openai_error(status, message, kind, None, code).into_response()
 }
 
 /// 32 hexadecimal digits, never twice.

@@ -12,10 +12,7 @@ use futures_util::stream;
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 
-use super::{
-    faults::Behaviour,
-    server::Call,
-};
+use super::{faults::Behaviour, server::Call};
 
 pub(super) const DONE: &[u8] = b"data: [DONE]\n\n";
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
@@ -71,7 +68,9 @@ pub(super) fn respond_json(call: &Call, status: StatusCode, body: &Value) -> Res
     match call.fault.behaviour {
         Behaviour::HangAfterHeaders => streamed(call, json, silence(), ()),
         Behaviour::KeepaliveOnly => streamed(call, EVENT_STREAM, keep_alives(), ()),
-        Behaviour::ErrorEventFirst | Behaviour::ErrorEventAfter(_) => call.kind.error(StatusCode::INTERNAL_SERVER_ERROR),
+        Behaviour::ErrorEventFirst | Behaviour::ErrorEventAfter(_) => {
+            call.kind.error(StatusCode::INTERNAL_SERVER_ERROR)
+        }
         Behaviour::CutAfter(_) => streamed(call, json, halved(Step::Abort), ()),
         Behaviour::NoFinishAfter(_) => streamed(call, json, halved(Step::Send(Bytes::new())), ()),
         Behaviour::Malformed => (status, [(header::CONTENT_TYPE, json)], half()).into_response(),

@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     extract::State,
-    http::header,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -18,7 +18,7 @@ use super::{
     answers,
     chat::{Model, completions},
     server::{self, Shared, Simulator},
-    shape::{Kind, now, vllm_error},
+    shape::{Kind, Refused, now, vllm_error},
 };
 
 pub const DEFAULT_MODEL: &str = "meta-llama/Meta-Llama-3-8B-Instruct";
@@ -41,10 +41,8 @@ pub async fn start(options: Options) -> io::Result<Simulator> {
 /// When the key's variable is not set or the listener is broken.
 pub fn serve(options: Options, listener: TcpListener) -> io::Result<Simulator> {
     let model = Arc::new(Model::from_options(Kind::Vllm, &options, DEFAULT_MODEL));
-    let routes = Router::new()
-        .route("/v1/chat/completions", post(completions))
-        .merge(common_routes())
-        .with_state(model);
+    let routes =
+        Router::new().route("/v1/chat/completions", post(completions)).merge(common_routes()).with_state(model);
     server::serve(Shared::new(Kind::Vllm, options.key.resolve()?, Duration::ZERO), routes, listener)
 }
 
@@ -73,11 +71,8 @@ async fn metrics(State(model): State<Arc<Model>>) -> Response {
     let running = model.running();
     let kv_cache = (running as f64 / KV_CACHE_ANSWERS).min(1.0);
     let labels = format!("{{engine=\"0\",model_name=\"{}\"}}", model.name);
-    let gauges = [
-        ("num_requests_running", running as f64),
-        ("num_requests_waiting", 0.0),
-        ("kv_cache_usage_perc", kv_cache),
-    ];
+    let gauges =
+        [("num_requests_running", running as f64), ("num_requests_waiting", 0.0), ("kv_cache_usage_perc", kv_cache)];
     let text: String = gauges
         .iter()
         .map(|(name, value)| format!("# TYPE vllm:{name} gauge\nvllm:{name}{labels} {value:?}\n"))
@@ -89,13 +84,13 @@ async fn metrics(State(model): State<Arc<Model>>) -> Response {
 async fn tokenize(State(model): State<Arc<Model>>, body: Bytes) -> Response {
     let text = match tokenizable(&body) {
         Ok(text) => text,
-        Err(refusal) => return refusal,
+        Err(refused) => return refused.into_response(),
     };
     tokenized(&model, answers::tokens(&text).into_iter().map(|token| (token_id(token), token)))
 }
 
-fn tokenizable(body: &[u8]) -> Result<String, Response> {
-    let bad = |message: &str| vllm_error(axum::http::StatusCode::BAD_REQUEST, message, "Bad Request", None);
+fn tokenizable(body: &[u8]) -> Result<String, Refused> {
+    let bad = |message: &str| vllm_error(StatusCode::BAD_REQUEST, message, "Bad Request", None);
     let body: Value = serde_json::from_slice(body).map_err(|error| bad(&error.to_string()))?;
     match (body.get("prompt"), body.get("messages")) {
         (Some(Value::String(prompt)), _) => Ok(prompt.clone()),

@@ -154,7 +154,9 @@ mod tests {
     #[test]
     fn both_ways_to_give_a_length_are_accepted_even_around_a_boundary() {
         let content = "x\r\n--B\r\ny";
-        for length in ["Content-Type: application/json\r\nContent-Length: 9", "Content-Type: application/json; length=9"] {
+        for length in
+            ["Content-Type: application/json\r\nContent-Length: 9", "Content-Type: application/json; length=9"]
+        {
             let text = body(&format!("{NAME}\r\n{length}"), content);
             let parts = parse("multipart/form-data; boundary=\"B\"", text.as_bytes()).unwrap();
             let expected = Part { name: "post.1", media_type: "application/json", body: content.as_bytes() };

@@ -72,7 +72,9 @@ fn check_fields(run: &Object, of: &str) -> Result<(), Refusal> {
     let wrong = |field: &str, kind: &str| Refusal::unprocessable(format!("{of}: {field} is not {kind}"));
     for (field, value) in run.iter().filter(|(_, value)| !value.is_null()) {
         match field.as_str() {
-            "inputs" | "outputs" | "extra" | "serialized" if !value.is_object() => return Err(wrong(field, "an object")),
+            "inputs" | "outputs" | "extra" | "serialized" if !value.is_object() => {
+                return Err(wrong(field, "an object"));
+            }
             "events" | "tags" if !value.is_array() => return Err(wrong(field, "an array")),
             "error" | "name" | "session_name" if !value.is_string() => return Err(wrong(field, "a string")),
             "start_time" | "end_time" if !value.as_str().is_some_and(is_time) => {
@@ -91,7 +93,8 @@ fn check_fields(run: &Object, of: &str) -> Result<(), Refusal> {
 fn is_time(text: &str) -> bool {
     let Some((moment, rest)) = text.split_at_checked(19) else { return false };
     let shape = moment.bytes().zip("0000-00-00T00:00:00".bytes());
-    let moment_fits = shape.into_iter().all(|(c, pattern)| if pattern == b'0' { c.is_ascii_digit() } else { c == pattern });
+    let moment_fits =
+        shape.into_iter().all(|(c, pattern)| if pattern == b'0' { c.is_ascii_digit() } else { c == pattern });
     let zone = match rest.strip_prefix('.') {
         Some(fraction) => fraction.trim_start_matches(|c: char| c.is_ascii_digit()),
         None => rest,

@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{super::{answers, faults::Behaviour}, template::GuardPrompt};
+use super::{
+    super::{answers, faults::Behaviour},
+    template::GuardPrompt,
+};
 
 const WORDS: [(u8, &[&str]); 14] = [
     (1, &["kill someone", "murder", "unsafe-s1"]),
@@ -29,7 +32,8 @@ const SAFE: f64 = 0.02;
 const SURE: f64 = -0.0002;
 /// What stands below the two verdicts in `top_logprobs`, from here downwards.
 const FILLERS: [&str; 18] = [
-    " safe", "Safe", "\n", " unsafe", "un", "S", "The", "I", "SAFE", "sa", "yes", "no", "-", "a", "fe", "Un", "The ", "\n\n\n",
+    " safe", "Safe", "\n", " unsafe", "un", "S", "The", "I", "SAFE", "sa", "yes", "no", "-", "a", "fe", "Un", "The ",
+    "\n\n\n",
 ];
 const FILLER_LOGPROB: f64 = -9.0;
 
@@ -78,8 +82,10 @@ pub(super) fn generate(prompt: &GuardPrompt, behaviour: &Behaviour) -> Vec<Gener
 fn verdict(prompt: &GuardPrompt) -> Vec<Generated> {
     let text = prompt.text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ");
     let listed = WORDS.iter().filter(|(category, _)| prompt.categories.contains(category));
-    let mut violated: Vec<u8> =
-        listed.filter(|(_, words)| words.iter().any(|word| contains(&text, word))).map(|(category, _)| *category).collect();
+    let mut violated: Vec<u8> = listed
+        .filter(|(_, words)| words.iter().any(|word| contains(&text, word)))
+        .map(|(category, _)| *category)
+        .collect();
     let mut probability = if violated.is_empty() { SAFE } else { UNSAFE };
     if text.contains(BORDERLINE_WORD) {
         probability = BORDERLINE;

@@ -86,7 +86,8 @@ impl GuardPrompt {
         let rest = rest.strip_prefix(TASK).ok_or(missing("the task line is missing"))?;
         let (task, rest) = Role::of_start(rest).ok_or(missing("the task line names neither User nor Agent"))?;
         let rest = rest.strip_prefix(POLICY).ok_or(missing("the task line or the category list's begin is damaged"))?;
-        let (list, rest) = rest.split_once(CONVERSATION).ok_or(missing("the category list or conversation is not there"))?;
+        let (list, rest) =
+            rest.split_once(CONVERSATION).ok_or(missing("the category list or conversation is not there"))?;
         let categories = categories(list).ok_or(missing("the category list has lines before the first `S#: name`"))?;
 
         let (rest, verdict_first) = match rest.strip_suffix("\n\n") {
@@ -104,7 +105,8 @@ impl GuardPrompt {
             return Err(missing("the last message is not followed by a blank line"));
         }
         let seen = conversation.split_at(visible_length(conversation)).0;
-        let text = last_message(seen, judged).ok_or(missing("the conversation does not begin with `User: ` or `Agent: `"))?;
+        let text =
+            last_message(seen, judged).ok_or(missing("the conversation does not begin with `User: ` or `Agent: `"))?;
         Ok(Self { task, judged, categories, text, verdict_first })
     }
 }
@@ -149,7 +151,8 @@ fn keep(last: &mut String, message: Option<(Role, String)>, judged: Role) {
 fn categories(list: &str) -> Option<BTreeSet<u8>> {
     let mut found = BTreeSet::new();
     for line in list.lines() {
-        let number = line.strip_prefix('S').and_then(|line| line.split_once(": ")).and_then(|(number, _)| number.parse().ok());
+        let number =
+            line.strip_prefix('S').and_then(|line| line.split_once(": ")).and_then(|(number, _)| number.parse().ok());
         match number {
             Some(number) => {
                 found.insert(number);
