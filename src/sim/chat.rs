@@ -16,10 +16,7 @@ use axum::{
 };
 use bytes::Bytes;
 
-mod request;
-
-pub(super) use request::{ChatRequest, Message};
-
+pub(super) use self::request::{ChatRequest, Message};
 use super::{
     answers,
     completion::{Completion, Finish, Usage},
@@ -29,6 +26,8 @@ use super::{
     shape::{Kind, Refused, now, openai_error, unique, vllm_error},
     sse,
 };
+
+mod request;
 
 /// Options of a simulated model server.
 #[derive(clap::Args, Clone, Debug)]
