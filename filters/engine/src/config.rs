@@ -295,9 +295,10 @@ impl Config {
     /// # Errors
     /// The first mistake found, with the path of its key.
     pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
-        let mut deserializer = serde_json::Deserializer::from_slice(json);
-        let config: Self = serde_path_to_error::deserialize(&mut deserializer)
-            .map_err(|error| ConfigError { path: error.path().to_string(), message: error.inner().to_string() })?;
+        let config: Self = serde_json::from_slice(json).map_err(|error| ConfigError {
+            path: path::at(json, error.line(), error.column()),
+            message: without_place(&error.to_string()),
+        })?;
         validate::config(&config)?;
         Ok(config)
     }
@@ -332,4 +333,13 @@ impl Policy {
     }
 }
 
+/// A reader counts keys, not columns of a JSON text it never saw.
+fn without_place(message: &str) -> String {
+    message.split(" at line ").next().unwrap_or_default().to_owned()
+}
+
+mod path;
 mod validate;
+
+#[cfg(test)]
+mod tests;
