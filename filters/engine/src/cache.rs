@@ -63,7 +63,7 @@ impl Key {
         } else {
             // Tool calls, names and media: their ids and order count too, so the messages are taken as they stand.
             part(b"raw");
-            part(conversation.messages.as_bytes());
+            part(conversation.messages.get().as_bytes());
         }
         let mut params: Vec<(&str, &str)> = conversation
             .params

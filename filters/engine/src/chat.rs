@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::conversation::{Conversation, Role, Turn};
-use crate::openai::json_string;
 use crate::reason::{Reason, Refusal};
 
 #[derive(Debug, Deserialize)]
@@ -17,6 +16,12 @@ struct Request<'a> {
     session_id: Option<Cow<'a, str>>,
 }
 
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: &'a str,
+}
+
 /// Reads a request's body: the conversation, and the session it belongs to.
 ///
 /// # Errors
@@ -26,13 +31,13 @@ pub fn read(body: &[u8], stream: bool) -> Result<(Conversation<'_>, Option<Cow<'
         let reason = if error.is_data() { Reason::InvalidRequest } else { Reason::InvalidJson };
         Refusal::new(reason, format!("The body must be {{\"message\": string, \"session_id\"?: string}}: {error}."))
     })?;
-    let mut messages = b"[{\"role\":\"user\",\"content\":".to_vec();
-    messages.extend_from_slice(&json_string(&request.message));
-    messages.extend_from_slice(b"}]");
+    let message = Message { role: "user", content: &request.message };
+    let messages = serde_json::value::to_raw_value(&[message])
+        .map_err(|error| Refusal::new(Reason::InvalidRequest, format!("The message cannot be sent on: {error}.")))?;
     let conversation = Conversation {
         model: None,
         turns: vec![Turn { role: Role::User, texts: vec![request.message], media: Vec::new() }],
-        messages: Cow::Owned(String::from_utf8(messages).unwrap_or_default()),
+        messages: Cow::Owned(messages),
         params: Vec::new(),
         stream,
         include_usage: false,
@@ -70,7 +75,7 @@ mod tests {
     #[test]
     fn a_message_becomes_a_conversation_of_one_turn() {
         let (conversation, session) = read(br#"{"message":"say \"hi\"","session_id":"s"}"#, false).unwrap();
-        assert_eq!(conversation.messages, r#"[{"role":"user","content":"say \"hi\""}]"#);
+        assert_eq!(conversation.messages.get(), r#"[{"role":"user","content":"say \"hi\""}]"#);
         assert_eq!((conversation.turns[0].text().as_ref(), session.as_deref()), ("say \"hi\"", Some("s")));
     }
 

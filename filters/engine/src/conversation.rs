@@ -51,7 +51,7 @@ pub struct Conversation<'a> {
     pub model: Option<Cow<'a, str>>,
     pub turns: Vec<Turn<'a>>,
     /// The turns as OpenAI messages, for the record and for the provider.
-    pub messages: Cow<'a, str>,
+    pub messages: Cow<'a, RawValue>,
     /// Every other parameter, with its JSON, in the request's order.
     pub params: Vec<(Cow<'a, str>, &'a RawValue)>,
     pub stream: bool,
@@ -69,6 +69,6 @@ impl Conversation<'_> {
     /// Estimated tokens of everything the model reads.
     #[must_use]
     pub fn prompt_tokens(&self) -> u64 {
-        crate::quota::estimate_tokens(self.messages.len())
+        crate::quota::estimate_tokens(self.messages.get().len())
     }
 }

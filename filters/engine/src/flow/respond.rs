@@ -1,13 +1,15 @@
 //! The heads and bodies that the gateway itself writes, and what it notes of requests.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::exchange::Exchange;
 use super::{Effect, Head, Reply};
 use crate::config::Config;
 use crate::conversation::Conversation;
 use crate::identity::Principal;
-use crate::openai::json_string;
 use crate::quota::{Decision, Window, go_duration};
 use crate::reason::Refusal;
 use crate::record::{CacheRecord, Record};
@@ -129,19 +131,12 @@ pub(super) fn add_rate_headers(effects: &mut [Effect], decision: &Decision) {
 
 /// The request's content, for the record.
 pub(super) fn note_conversation(record: &mut Record, conversation: &Conversation<'_>) {
-    record.messages = serde_json::value::RawValue::from_string(conversation.messages.clone().into_owned()).ok();
+    record.messages = Some(conversation.messages.clone().into_owned());
     if conversation.params.is_empty() {
         return;
     }
-    let mut params = Vec::with_capacity(64);
-    for (i, (key, value)) in conversation.params.iter().enumerate() {
-        params.push(if i == 0 { b'{' } else { b',' });
-        params.extend_from_slice(&json_string(key));
-        params.push(b':');
-        params.extend_from_slice(value.get().as_bytes());
-    }
-    params.push(b'}');
-    record.params = String::from_utf8(params).ok().and_then(|text| serde_json::value::RawValue::from_string(text).ok());
+    let params: BTreeMap<&str, &RawValue> = conversation.params.iter().map(|(key, value)| (&**key, *value)).collect();
+    record.params = serde_json::value::to_raw_value(&params).ok();
 }
 
 /// What the cache is asked for this request.

@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
-use super::chunk::{Chunk, Frame, error_of};
-use crate::answer::{Answer, ToolCallDelta};
+use super::chunk::{Chunk, Frame, Wire, delta, error_of};
+use crate::answer::{Answer, Delta, ToolCallDelta};
 use crate::record::{Answered, ToolCall, Usage};
 
 #[derive(Deserialize, Default)]
@@ -16,19 +15,15 @@ pub(super) struct WireUsage {
     #[serde(default)]
     completion_tokens: u64,
     #[serde(default)]
-    prompt_tokens_details: Option<PromptDetails>,
+    prompt_tokens_details: Option<Details>,
     #[serde(default)]
-    completion_tokens_details: Option<CompletionDetails>,
+    completion_tokens_details: Option<Details>,
 }
 
 #[derive(Deserialize)]
-struct PromptDetails {
+struct Details {
     #[serde(default)]
     cached_tokens: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct CompletionDetails {
     #[serde(default)]
     reasoning_tokens: Option<u64>,
 }
@@ -75,66 +70,24 @@ impl From<WireToolCall<'_>> for ToolCallDelta {
     }
 }
 
-#[derive(Deserialize)]
-struct WireAnswer<'a> {
-    #[serde(borrow, default)]
-    model: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    choices: Vec<WireChoice<'a>>,
-    #[serde(default)]
-    usage: Option<WireUsage>,
-    #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct WireChoice<'a> {
-    #[serde(borrow)]
-    message: WireMessage<'a>,
-    #[serde(borrow, default)]
-    finish_reason: Option<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct WireMessage<'a> {
-    #[serde(borrow, default)]
-    content: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    reasoning_content: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    reasoning: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    refusal: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    tool_calls: Option<Vec<WireToolCall<'a>>>,
-}
-
 /// Reads a provider's whole answer: the answer and the `model` it names, or what is wrong with it.
 ///
 /// # Errors
 /// [`Chunk::Error`] for an error body, [`Chunk::Unreadable`] for what is no chat completion.
 pub fn parse_answer(body: &[u8]) -> Result<(Answer, Option<String>), Chunk> {
-    let wire: WireAnswer<'_> = serde_json::from_slice(body).map_err(|_| Chunk::Unreadable)?;
+    let wire: Wire<'_> = serde_json::from_slice(body).map_err(|_| Chunk::Unreadable)?;
     if let Some(error) = wire.error.filter(|error| error.get() != "null") {
         return Err(error_of(error));
     }
-    if wire.choices.is_empty() {
+    if wire.choices.is_empty() || wire.choices.iter().any(|choice| choice.delta.is_none()) {
         return Err(Chunk::Unreadable);
     }
-    let choices = wire.choices.into_iter().map(answered).collect();
-    Ok((Answer { choices, usage: wire.usage.map(Usage::from), progress: 0 }, wire.model.map(Cow::into_owned)))
-}
-
-fn answered(choice: WireChoice<'_>) -> Answered {
-    let message = choice.message;
-    let calls = message.tool_calls.into_iter().flatten().map(ToolCallDelta::from);
-    Answered {
-        content: message.content.map(Cow::into_owned).unwrap_or_default(),
-        reasoning: message.reasoning_content.or(message.reasoning).map(Cow::into_owned).unwrap_or_default(),
-        refusal: message.refusal.map(Cow::into_owned).unwrap_or_default(),
-        tool_calls: calls.map(|call| ToolCall { id: call.id, name: call.name, arguments: call.arguments }).collect(),
-        finish_reason: choice.finish_reason.map(Cow::into_owned),
+    let mut answer = Answer { usage: wire.usage.map(Usage::from), ..Answer::default() };
+    for (index, choice) in wire.choices.into_iter().enumerate() {
+        answer.add(&Delta { choice: index, ..delta(choice) });
     }
+    answer.progress = 0;
+    Ok((answer, wire.model.map(Cow::into_owned)))
 }
 
 #[derive(Serialize)]

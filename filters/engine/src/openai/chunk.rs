@@ -29,30 +29,31 @@ pub enum Chunk {
     Unreadable,
 }
 
+/// A chunk, or a whole answer: they differ in one name.
 #[derive(Deserialize)]
-struct WireChunk<'a> {
+pub(super) struct Wire<'a> {
     #[serde(borrow, default)]
-    model: Option<Cow<'a, str>>,
+    pub(super) model: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    choices: Vec<WireChoice<'a>>,
+    pub(super) choices: Vec<WireChoice<'a>>,
     #[serde(default)]
-    usage: Option<WireUsage>,
+    pub(super) usage: Option<WireUsage>,
     #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
+    pub(super) error: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-struct WireChoice<'a> {
+pub(super) struct WireChoice<'a> {
     #[serde(default)]
     index: usize,
-    #[serde(borrow, default)]
-    delta: Option<WireDelta<'a>>,
+    #[serde(borrow, default, alias = "message")]
+    pub(super) delta: Option<WireDelta<'a>>,
     #[serde(borrow, default)]
     finish_reason: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
-struct WireDelta<'a> {
+pub(super) struct WireDelta<'a> {
     #[serde(borrow, default)]
     content: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
@@ -72,7 +73,7 @@ pub fn parse_chunk(data: &[u8]) -> Chunk {
     if data.trim_ascii() == b"[DONE]" {
         return Chunk::Done;
     }
-    let Ok(chunk) = serde_json::from_slice::<WireChunk<'_>>(data) else { return Chunk::Unreadable };
+    let Ok(chunk) = serde_json::from_slice::<Wire<'_>>(data) else { return Chunk::Unreadable };
     if let Some(error) = chunk.error.filter(|error| error.get() != "null") {
         return error_of(error);
     }
@@ -83,7 +84,7 @@ pub fn parse_chunk(data: &[u8]) -> Chunk {
     }
 }
 
-fn delta(choice: WireChoice<'_>) -> Delta {
+pub(super) fn delta(choice: WireChoice<'_>) -> Delta {
     let mut delta =
         Delta { choice: choice.index, finish_reason: choice.finish_reason.map(Cow::into_owned), ..Delta::default() };
     if let Some(wire) = choice.delta {
@@ -104,15 +105,15 @@ fn delta(choice: WireChoice<'_>) -> Delta {
 /// vLLM: an object with a numeric code, or only a string; OpenAI: an object with a textual code.
 pub(super) fn error_of(error: &RawValue) -> Chunk {
     #[derive(Deserialize)]
-    struct Wire<'a> {
+    struct WireError<'a> {
         #[serde(borrow, default)]
         message: Option<Cow<'a, str>>,
         #[serde(borrow, default)]
         code: Option<&'a RawValue>,
     }
-    let (message, code) = match serde_json::from_str::<Wire<'_>>(error.get()) {
+    let (message, code) = match serde_json::from_slice::<WireError<'_>>(error.get().as_bytes()) {
         Ok(wire) => (wire.message.map(Cow::into_owned), wire.code.and_then(|code| code.get().parse().ok())),
-        Err(_) => (serde_json::from_str(error.get()).ok(), None),
+        Err(_) => (serde_json::from_slice(error.get().as_bytes()).ok(), None),
     };
     Chunk::Error { message: message.unwrap_or_default(), code }
 }

@@ -117,7 +117,7 @@ pub fn read(body: &[u8]) -> Result<Conversation<'_>, Refusal> {
     let mut conversation = Conversation {
         model: None,
         turns: Vec::new(),
-        messages: Cow::Borrowed(""),
+        messages: Cow::Borrowed(RawValue::NULL),
         params: Vec::with_capacity(members.len()),
         stream: false,
         include_usage: false,
@@ -134,7 +134,7 @@ pub fn read(body: &[u8]) -> Result<Conversation<'_>, Refusal> {
             }
             "messages" => {
                 has_messages = true;
-                conversation.messages = Cow::Borrowed(value.get());
+                conversation.messages = Cow::Borrowed(value);
                 conversation.turns = turns(value)?;
             }
             "stream" => conversation.stream = typed::<Option<bool>>(&key, value, "true or false")?.unwrap_or(false),
@@ -173,7 +173,7 @@ fn parameter<'a>(conversation: &mut Conversation<'a>, key: &str, value: &'a RawV
 }
 
 fn typed<'a, T: Deserialize<'a>>(key: &str, value: &'a RawValue, expected: &str) -> Result<T, Refusal> {
-    serde_json::from_str(value.get()).map_err(|_| invalid(key, format!("`{key}` must be {expected}.")))
+    serde_json::from_slice(value.get().as_bytes()).map_err(|_| invalid(key, format!("`{key}` must be {expected}.")))
 }
 
 fn include_usage(value: &RawValue) -> Result<bool, Refusal> {
@@ -207,7 +207,7 @@ fn turns(value: &RawValue) -> Result<Vec<Turn<'_>>, Refusal> {
 
 fn turn(index: usize, value: &RawValue) -> Result<Turn<'_>, Refusal> {
     let at = format_args!("messages[{index}]").to_string();
-    let message: Message<'_> = serde_json::from_str(value.get())
+    let message: Message<'_> = serde_json::from_slice(value.get().as_bytes())
         .map_err(|error| invalid(&at, format!("`{at}` is no message: {}.", what(&error))))?;
     let role = match &*message.role {
         "system" | "developer" => Role::System,
@@ -252,7 +252,7 @@ fn read_content<'a>(at: &str, content: &'a RawValue, turn: &mut Turn<'a>) -> Res
         Some(b'[') => {
             let parts: Vec<&RawValue> = typed(&at, content, "an array of parts")?;
             for (i, raw) in parts.into_iter().enumerate() {
-                let part: Part<'_> = serde_json::from_str(raw.get()).map_err(|error| {
+                let part: Part<'_> = serde_json::from_slice(raw.get().as_bytes()).map_err(|error| {
                     invalid(format!("{at}[{i}]"), format!("`{at}[{i}]` is no part: {}.", what(&error)))
                 })?;
                 match (&*part.r#type, part.text, part.refusal) {
@@ -281,11 +281,11 @@ pub struct Edits<'a> {
 /// no token goes uncounted.
 #[must_use]
 pub fn write_for_provider(conversation: &Conversation<'_>, edits: Edits<'_>) -> Vec<u8> {
-    let mut body = Vec::with_capacity(conversation.messages.len().saturating_add(256));
+    let mut body = Vec::with_capacity(conversation.messages.get().len().saturating_add(256));
     body.extend_from_slice(b"{\"model\":");
     body.extend_from_slice(&json_string(edits.model));
     body.extend_from_slice(b",\"messages\":");
-    body.extend_from_slice(conversation.messages.as_bytes());
+    body.extend_from_slice(conversation.messages.get().as_bytes());
     for (key, value) in &conversation.params {
         body.push(b',');
         body.extend_from_slice(&json_string(key));
