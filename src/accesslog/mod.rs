@@ -1,0 +1,4 @@
+
+pub mod line;
+pub mod position;
+pub mod tail;
