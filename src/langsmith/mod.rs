@@ -10,3 +10,4 @@ pub mod order;
 pub mod retry;
 pub mod run;
 pub mod tree;
+pub mod upload;
