@@ -4,7 +4,7 @@
 //! rotated file is read to its end through the open handle before the new one is begun: its writer may go on with the
 //! old one until it is told to reopen, so the switch waits until the new file holds something and a grace has passed.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -152,26 +152,21 @@ impl Tail {
 
     /// At the end of the file: goes on to its successor, if it has one and is certainly finished.
     fn follow_rotation(&mut self, polled: &mut Polled) -> io::Result<()> {
+        let Some(inode) = self.inode() else { return Ok(()) };
+        let successor = self.successor(inode)?;
         let Some(current) = &mut self.current else { return Ok(()) };
-        let successor = match fs::metadata(&self.options.path) {
-            Ok(metadata) if metadata.ino() != current.inode && metadata.len() > 0 => metadata,
-            Ok(_) => {
-                current.successor_since = None;
-                return Ok(());
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
+        let Some(successor) = successor else {
+            current.successor_since = None;
+            return Ok(());
         };
         let since = *current.successor_since.get_or_insert_with(Instant::now);
         if since.elapsed() < self.options.grace {
             return Ok(());
         }
         // The writer may have ended between the read and the look at the successor.
-        if current.read(usize::MAX, self.options.max_line, polled)? && polled.lines.is_empty() {
-            let inode = current.inode;
+        if current.read(1 << 20, self.options.max_line, polled)? && polled.lines.is_empty() {
+            let next = Current::open(&successor)?;
             let torn = std::mem::take(&mut current.partial);
-            let next = self.after(inode, &successor)?;
-            let next = Current::open(&next)?;
             if !torn.is_empty() {
                 polled.lines.push(torn);
             }
@@ -181,15 +176,22 @@ impl Tail {
         Ok(())
     }
 
-    /// The file that was written after the one with this inode: several rotations may have passed in a restart.
-    fn after(&self, inode: u64, newest: &Metadata) -> io::Result<PathBuf> {
+    /// The first file with content that was written after the one with this inode: several rotations may have passed
+    /// in a restart, and the newest file may be empty yet.
+    fn successor(&self, inode: u64) -> io::Result<Option<PathBuf>> {
+        match fs::metadata(&self.options.path) {
+            // The usual case, and the cheap one: nobody rotated.
+            Ok(metadata) if metadata.ino() == inode => return Ok(None),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
         let siblings = self.siblings()?;
-        let next = siblings
-            .iter()
-            .position(|sibling| sibling.inode == inode)
-            .and_then(|at| siblings.get(at + 1))
-            .filter(|sibling| sibling.inode != newest.ino());
-        Ok(next.map_or_else(|| self.options.path.clone(), |sibling| sibling.path.clone()))
+        let own = siblings.iter().position(|sibling| sibling.inode == inode);
+        // When ours was removed meanwhile, its place among the others is unknown: only the newest comes after it for sure.
+        let later = own.map_or(siblings.len().saturating_sub(1), |at| at + 1);
+        let next = siblings.into_iter().skip(later).find(|sibling| !sibling.is_empty);
+        Ok(next.filter(|sibling| own.is_some() || sibling.newest).map(|sibling| sibling.path))
     }
 
     /// The file and its rotated predecessors (`access.jsonl.1`, ...), by the time of their last write, the file itself last.
@@ -216,7 +218,13 @@ impl Tail {
             let Ok(metadata) = entry.metadata() else { continue };
             if metadata.is_file() {
                 let written = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                found.push(Sibling { newest: suffix.is_empty(), written, inode: metadata.ino(), path: entry.path() });
+                found.push(Sibling {
+                    newest: suffix.is_empty(),
+                    is_empty: metadata.len() == 0,
+                    written,
+                    inode: metadata.ino(),
+                    path: entry.path(),
+                });
             }
         }
         found.sort_by_key(|sibling| (sibling.newest, sibling.written));
@@ -227,6 +235,7 @@ impl Tail {
 #[derive(Debug)]
 struct Sibling {
     newest: bool,
+    is_empty: bool,
     written: SystemTime,
     inode: u64,
     path: PathBuf,
