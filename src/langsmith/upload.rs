@@ -17,8 +17,9 @@ use crate::accesslog::line;
 use crate::metrics::Metrics;
 use crate::spool::Spool;
 
-/// Records turned into runs at a time, and their bytes: the upload's memory is a small multiple.
-const BATCH_LINES: usize = 256;
+/// Runs that a record makes, about: a batch of the spool is then about one request, which is what a kill repeats.
+const RUNS_PER_LINE: usize = 4;
+/// Bytes of records turned into runs at a time: the upload's memory is a small multiple.
 const BATCH_BYTES: usize = 8 << 20;
 
 pub struct Uploader {
@@ -42,8 +43,9 @@ impl Uploader {
         let limits = self.client.limits().await;
         while !*self.stop.borrow() {
             let cursor = self.spool.cursor();
+            let lines = (limits.runs / RUNS_PER_LINE).max(1);
             let spool = Arc::clone(&self.spool);
-            let read = tokio::task::spawn_blocking(move || spool.read(cursor, BATCH_LINES, BATCH_BYTES)).await;
+            let read = tokio::task::spawn_blocking(move || spool.read(cursor, lines, BATCH_BYTES)).await;
             let batch = match read {
                 Ok(Ok(batch)) => batch,
                 Ok(Err(error)) => {
@@ -103,10 +105,12 @@ impl Uploader {
             let part = runs.get(range.clone()).unwrap_or_default();
             let outcome = self.client.post_runs(part).await;
             self.metrics.upload_request(&outcome);
+            if !matches!(outcome, Outcome::Retry { .. }) {
+                backoff = Backoff::new(self.policy);
+            }
             let wait = match outcome {
                 Outcome::Accepted => {
                     self.metrics.uploaded("accepted", part.len() as u64);
-                    backoff = Backoff::new(self.policy);
                     if std::mem::take(&mut complained) {
                         tracing::info!("LangSmith accepts runs again");
                     }
