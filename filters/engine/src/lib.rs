@@ -3,5 +3,19 @@
 //! A rule of the product is found in the module named after it.
 #![forbid(unsafe_code)]
 
+pub mod answer;
 pub mod cache;
+pub mod chat;
+pub mod config;
+pub mod conversation;
+pub mod flow;
+pub mod guard;
+pub mod identity;
+pub mod memory;
+pub mod openai;
+pub mod provider;
+pub mod quota;
+pub mod reason;
 pub mod record;
+pub mod sse;
+pub mod trace;

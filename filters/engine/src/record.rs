@@ -217,11 +217,9 @@ pub struct Attempt {
     pub outcome: String,
 }
 
-
 const fn is_false(value: &bool) -> bool {
     !*value
 }
-
 
 const fn is_zero(value: &u64) -> bool {
     *value == 0

@@ -1,0 +1,63 @@
+use super::*;
+
+/// A whole, valid configuration.
+const VALID: &str = r#"{
+  "providers": [
+    {"name": "vllm", "cluster": "vllm", "authority": "h:1", "api_key_env": "V", "price": {"input": 0.1, "output": 0.2}},
+    {"name": "openai", "cluster": "openai", "authority": "h:2"}],
+  "models": [{"name": "m", "aliases": ["n"], "cluster": "c", "chain": [{"provider": "vllm", "model": "x"}, {"provider": "openai", "model": "y"}]}],
+  "guard": {"cluster": "g", "authority": "h:3", "model": "lg"},
+  "keys": [{"sha256": "32a642c5fd761670c7f9989b70138c93c56ea519529eb544d46b91a8e59f3075", "tenant": "t", "user": "u", "policy": "p"}],
+  "policies": {"p": {
+    "input_guard": {"mode": "parallel", "categories": {"flag": ["S6"]}},
+    "output_guard": {"mode": "hold", "window_tokens": [8]},
+    "cache": {"ttl_s": 60}, "limits": {"requests_per_minute": 5}}}
+}"#;
+
+fn mistake(replace: &str, by: &str) -> ConfigError {
+    let json = VALID.replacen(replace, by, 1);
+    assert_ne!(json, VALID, "{replace} is not in the configuration");
+    Config::parse(json.as_bytes()).unwrap_err()
+}
+
+#[test]
+fn a_valid_configuration_resolves_keys_models_and_aliases() {
+    let config = Config::parse(VALID.as_bytes()).unwrap();
+    let principal = crate::identity::identify(&config, b"sk-demo-alice").unwrap();
+    assert_eq!((&*principal.tenant, &*principal.user), ("t", "u"));
+    assert_eq!(crate::identity::identify(&config, b"sk-demo-alicf"), None);
+    assert_eq!(config.model("n").map(|model| &*model.name), Some("m"));
+    assert_eq!(config.key_variables().collect::<Vec<_>>(), ["V"]);
+}
+
+#[test]
+fn every_mistake_names_its_key_and_what_was_expected() {
+    for (replace, by, path, message) in [
+        ("\"mode\": \"parallel\"", "\"mode\": \"parallell\"", "policies.p.input_guard.mode", "unknown variant `parallell`"),
+        ("\"ttl_s\"", "\"ttl\"", "policies.p.cache.ttl", "unknown field `ttl`"),
+        ("\"limits\"", "\"limit\"", "policies.p.limit", "unknown field"),
+        ("\"S6\"", "\"S60\"", "policies.p.input_guard.categories.flag", "expected S1 to S14"),
+        ("\"window_tokens\": [8]", "\"window_tokens\": [0]", "policies.p.output_guard.window_tokens", "1 or more"),
+        ("\"requests_per_minute\": 5", "\"requests_per_minute\": 0", "policies.p.limits.requests_per_minute", "no limit"),
+        ("\"requests_per_minute\": 5", "\"requests_per_minute\": -5", "policies.p.limits.requests_per_minute", "invalid value"),
+        ("\"policy\": \"p\"", "\"policy\": \"q\"", "keys[0].policy", "expected one of: p"),
+        ("32a642", "xxa642", "keys[0].sha256", "hexadecimal"),
+        ("\"provider\": \"openai\"", "\"provider\": \"azure\"", "models[0].chain[1].provider", "no provider named `azure`"),
+        ("\"aliases\": [\"n\"]", "\"aliases\": [\"m\"]", "models[0]", "stands twice"),
+        ("\"name\": \"openai\"", "\"name\": \"vllm\"", "providers[1].name", "stands twice"),
+        ("\"output\": 0.2", "\"output\": -1", "providers[0].price.output", "0 or more"),
+        ("\"model\": \"lg\"", "\"model\": \"lg\", \"base_path\": \"v1/\"", "guard.base_path", "`/v1`"),
+        ("\"mode\": \"hold\"", "\"mode\": \"hold\", \"threshold\": 1.5", "policies.p.output_guard.threshold", "probability"),
+        ("\"mode\": \"hold\"", "\"mode\": \"hold\", \"timeout_ms\": 0", "policies.p.output_guard.timeout_ms", "at least 1"),
+    ] {
+        let error = mistake(replace, by);
+        assert_eq!(error.path, path, "{error}");
+        assert!(error.message.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn a_guard_that_is_not_there_cannot_be_asked() {
+    let error = mistake(r#""guard": {"cluster": "g", "authority": "h:3", "model": "lg"},"#, "");
+    assert_eq!((&*error.path, &*error.message), ("policies.p.input_guard", "there is no `guard` to ask"));
+}

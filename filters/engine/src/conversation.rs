@@ -1,0 +1,74 @@
+//! The common form of a request: one conversation. Wire forms read into it; guards, quota, cache and record see only it.
+
+use std::borrow::Cow;
+
+use serde_json::value::RawValue;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    System,
+    User,
+    Assistant,
+    Tool,
+}
+
+impl Role {
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+            Self::Tool => "tool",
+        }
+    }
+}
+
+/// One message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Turn<'a> {
+    pub role: Role,
+    /// Every text of the message that the model will see, in order: content, names, tool calls' arguments.
+    pub texts: Vec<Cow<'a, str>>,
+    /// Images, audio, files: what a text guard cannot judge and a cache key takes as it stands.
+    pub media: Vec<&'a str>,
+}
+
+impl Turn<'_> {
+    #[must_use]
+    pub fn text(&self) -> Cow<'_, str> {
+        match self.texts.as_slice() {
+            [one] => Cow::Borrowed(one),
+            texts => Cow::Owned(texts.join("\n")),
+        }
+    }
+}
+
+/// What a client asks, whatever API it asked through.
+#[derive(Debug, Clone)]
+pub struct Conversation<'a> {
+    /// As the client wrote it; `None` is the default model.
+    pub model: Option<Cow<'a, str>>,
+    pub turns: Vec<Turn<'a>>,
+    /// The turns as OpenAI messages, for the record and for the provider.
+    pub messages: Cow<'a, RawValue>,
+    /// Every other parameter, with its JSON, in the request's order.
+    pub params: Vec<(Cow<'a, str>, &'a RawValue)>,
+    pub stream: bool,
+    /// The client wants the usage chunk at the end of its stream.
+    pub include_usage: bool,
+    pub max_tokens: Option<u64>,
+    /// `n`
+    pub choices: u64,
+    pub temperature: Option<f64>,
+    /// Something happens outside while the model thinks (`store: true`, hosted tools): the verdict has to come first.
+    pub acts: bool,
+}
+
+impl Conversation<'_> {
+    /// Estimated tokens of everything the model reads.
+    #[must_use]
+    pub fn prompt_tokens(&self) -> u64 {
+        crate::quota::estimate_tokens(self.messages.get().len())
+    }
+}

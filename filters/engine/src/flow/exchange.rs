@@ -1,0 +1,149 @@
+//! What is known of a request between its body and the end of its answer.
+
+use super::BodyMode;
+use super::stream::Stream;
+use crate::cache::{self, Directives};
+use crate::guard::{self};
+use crate::identity::Principal;
+use crate::quota::Decision;
+use crate::record::Answered;
+use crate::record::Usage;
+
+#[derive(Debug)]
+pub struct Exchange {
+    pub(super) principal: Principal,
+    pub(super) wire: Wire,
+    pub(super) stream: bool,
+    /// Index in the configuration's models.
+    pub(super) model: usize,
+    /// What the client called it: the name in every answer.
+    pub(super) public_model: String,
+    /// For the provider; taken when it is sent.
+    pub(super) body: Vec<u8>,
+    pub(super) request_id: Option<String>,
+    /// Limit for one attempt's first token or JSON answer.
+    pub(super) try_ms: u64,
+    pub(super) input: Input,
+    /// The conversation rendered for the output guard; `None`: the output is not judged.
+    pub(super) output_context: Option<String>,
+    pub(super) lookup: Lookup,
+    /// Present when the answer may come from the cache or go into it.
+    pub(super) key: Option<cache::Key>,
+    pub(super) directives: Directives,
+    pub(super) reservation: Reservation,
+    /// Estimated.
+    pub(super) prompt_tokens: u64,
+    pub(super) quota: Option<Decision>,
+    pub(super) sent_us: Option<u64>,
+    pub(super) phase: Phase,
+}
+
+/// The client's wire form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wire {
+    OpenAi { include_usage: bool },
+    Chat,
+}
+
+/// The input guard.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// Not asked, or passed.
+    Off,
+    /// `first`: the request waits for the verdict, else the response does.
+    Pending { first: bool, prompt: String, key: guard::Key },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lookup {
+    None,
+    Pending,
+}
+
+#[derive(Debug)]
+pub(super) struct Reservation {
+    pub(super) bucket: String,
+    pub(super) tokens: u64,
+    /// The policy has limits.
+    pub(super) limited: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Held: the verdict or the cache has to answer first.
+    Asking,
+    /// With the provider.
+    Sent,
+    /// The answer comes as events.
+    Streaming(Box<Stream>),
+    /// The answer is awaited whole.
+    Collecting(Collecting),
+    /// The answer is whole and waits for a verdict.
+    Judging(Whole),
+    /// The answer may leave.
+    Releasing { body: Option<Vec<u8>> },
+}
+
+/// What kind of body is awaited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Collecting {
+    Answer,
+    /// An error with this status.
+    Failure {
+        status: u16,
+    },
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub(super) answers: Vec<Answered>,
+    pub(super) usage: Option<Usage>,
+    /// What leaves if the answer passes; `None`: the body as it came.
+    pub(super) body: Option<Vec<u8>>,
+    /// What the output guard is reading.
+    pub(super) prompt: Option<String>,
+}
+
+impl Exchange {
+    pub(super) const fn is_asking(&self) -> bool {
+        matches!(self.phase, Phase::Asking)
+    }
+
+    const fn input_is_pending(&self) -> bool {
+        matches!(self.input, Input::Pending { .. })
+    }
+
+    pub(super) fn response_waits(&self) -> bool {
+        match &self.phase {
+            Phase::Asking | Phase::Sent => false,
+            Phase::Collecting(_) | Phase::Judging(_) => true,
+            Phase::Releasing { .. } => self.input_is_pending(),
+            Phase::Streaming(stream) => self.input_is_pending() || stream.waits(),
+        }
+    }
+
+    /// The answer has come to its end.
+    pub(super) fn is_complete(&self) -> bool {
+        match &self.phase {
+            Phase::Releasing { .. } => true,
+            Phase::Streaming(stream) => stream.is_complete(),
+            _ => false,
+        }
+    }
+
+    pub(super) const fn body_mode(&self) -> BodyMode {
+        match &self.phase {
+            Phase::Streaming(_) => BodyMode::Stream,
+            _ => BodyMode::Whole,
+        }
+    }
+
+    pub(super) fn take_body(&mut self) -> Option<Vec<u8>> {
+        match &mut self.phase {
+            Phase::Streaming(stream) => stream.take_ready(),
+            Phase::Releasing { body } => body.take(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The end: what was used is settled, what may be kept is kept, and the record is written.
+
+use super::exchange::{Exchange, Phase};
+use super::response::refused_answer;
+use super::{Context, Effect, End, Flow, State};
+use crate::answer::Answer;
+use crate::config::Price;
+use crate::reason::Reason;
+use crate::record::{Attempt, Usage};
+
+impl Flow {
+    pub(super) fn on_ended(&mut self, state: &State, end: &End<'_>, context: &mut Context<'_>) {
+        self.record.end_us = context.now_us;
+        if let State::Exchanging(exchange) = state {
+            self.finish_exchange(exchange, context);
+        } else if let State::Reading(_) = state {
+            self.record.client_aborted = true;
+        }
+        if end.details.is_some_and(|details| details.starts_with(b"downstream_remote_disconnect")) {
+            self.record.client_aborted = true;
+        }
+        self.note_failed_attempts(end);
+        if let Some(last) = self.record.attempts.last_mut() {
+            last.first_token_us = last.first_token_us.or(self.record.first_token_us);
+            last.end_us = last.end_us.or(Some(context.now_us));
+        }
+        context.effects.push(Effect::Record(serde_json::to_vec(&self.record).unwrap_or_default()));
+    }
+
+    /// Failed attempts came before the one that answered, which began when the last of them was over.
+    fn note_failed_attempts(&mut self, end: &End<'_>) {
+        let Some(mut failed) = end.failed_attempts.and_then(|json| serde_json::from_slice::<Vec<Attempt>>(json).ok())
+        else {
+            return;
+        };
+        let last_end = failed.iter().filter_map(|attempt| attempt.end_us).max();
+        if let (Some(answering), Some(last_end)) = (self.record.attempts.first_mut(), last_end) {
+            if answering.outcome == "ok" {
+                answering.start_us = answering.start_us.max(last_end);
+            } else {
+                // The provider filter has noted this failure itself.
+                self.record.attempts.clear();
+            }
+        }
+        failed.append(&mut self.record.attempts);
+        self.record.attempts = failed;
+    }
+
+    fn finish_exchange(&mut self, exchange: &Exchange, context: &mut Context<'_>) {
+        match &exchange.phase {
+            Phase::Asking | Phase::Sent | Phase::Collecting(_) => self.record.client_aborted = true,
+            Phase::Judging(whole) => {
+                self.record.client_aborted = true;
+                self.record.usage = whole.usage;
+            }
+            Phase::Releasing { .. } => {
+                self.record.status = 200;
+                self.record.first_token_us = self.record.first_token_us.or(Some(context.now_us));
+                let answer = Answer { choices: self.record.answers.clone(), usage: self.record.usage, progress: 0 };
+                if self.record.reason.is_none() {
+                    self.remember(exchange, &answer, context);
+                }
+            }
+            Phase::Streaming(stream) => {
+                self.record.status = if stream.released { 200 } else { 0 };
+                self.record.first_token_us = stream.first_text_us;
+                let whole = stream.answer.is_finished() || stream.done;
+                self.record.client_aborted = !whole && !stream.cut && !self.record.truncated;
+                self.record.answers.clone_from(&stream.answer.choices);
+                self.record.usage = stream.answer.usage;
+                if self.record.reason.as_deref() == Some(Reason::OutputBlocked.code()) {
+                    self.record.answers = vec![refused_answer(); stream.answer.choices.len().max(1)];
+                } else if whole && !stream.cut {
+                    self.remember(exchange, &stream.answer, context);
+                }
+            }
+        }
+        let used = self.used_tokens(exchange);
+        self.settle(exchange, used, context);
+    }
+
+    /// What the provider has read and written, counted where it did not say.
+    pub(super) fn used_tokens(&mut self, exchange: &Exchange) -> u64 {
+        if exchange.sent_us.is_none() {
+            return 0;
+        }
+        let usage = self.record.usage.unwrap_or_else(|| Usage {
+            prompt: exchange.prompt_tokens,
+            completion: exchange.streaming().map_or(0, |stream| stream.answer.progress),
+            estimated: true,
+            ..Usage::default()
+        });
+        // A request that no provider answered used nothing.
+        if self.record.attempts.iter().all(|attempt| attempt.outcome != "ok") && usage.estimated {
+            return 0;
+        }
+        self.record.usage = Some(usage);
+        usage.total()
+    }
+
+    /// Replaces the reservation by what was used, and prices it.
+    pub(super) fn settle(&mut self, exchange: &Exchange, used: u64, context: &mut Context<'_>) {
+        if let (Some(usage), Some(attempt)) = (self.record.usage, self.record.attempts.last()) {
+            let price = context.config.provider(&attempt.provider).map(|provider| provider.price);
+            self.record.cost_nanousd = price.map_or(0, |price| cost_nanousd(price, usage));
+        }
+        if !exchange.reservation.limited {
+            return;
+        }
+        let Some(policy) = context.config.policy(&exchange.principal) else { return };
+        if let Some(quota) = &mut self.record.quota {
+            quota.settled_tokens = used;
+        }
+        context.effects.push(Effect::Settle {
+            bucket: exchange.reservation.bucket.clone(),
+            limits: policy.limits,
+            reserved: exchange.reservation.tokens,
+            used,
+        });
+    }
+}
+
+/// Tokens at US dollars per million, in billionths of a dollar: a thousand times the product.
+#[must_use]
+fn cost_nanousd(price: Price, usage: Usage) -> u64 {
+    let fresh = usage.prompt.saturating_sub(usage.cached);
+    let cached_price = price.cached.unwrap_or(price.input);
+    let cost = [(fresh, price.input), (usage.cached, cached_price), (usage.completion, price.output)];
+    // Exact to the nano-dollar up to 2^53 of them, nine million dollars.
+    let nano: f64 = cost.into_iter().map(|(tokens, per_million)| tokens as f64 * per_million * 1000.0).sum();
+    nano.round() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_are_exact_and_cached_tokens_are_cheaper() {
+        let price = Price { input: 0.15, cached: Some(0.075), output: 0.6 };
+        let usage = Usage { prompt: 1000, completion: 10, cached: 400, ..Usage::default() };
+        assert_eq!(cost_nanousd(price, usage), 600 * 150 + 400 * 75 + 10 * 600);
+    }
+}

@@ -1,0 +1,377 @@
+//! The request's head and body: who, what, may they, and where it goes.
+
+use std::borrow::Cow;
+
+use super::exchange::{Exchange, Input, Lookup, Phase, Reservation, Wire};
+use super::{Context, Effect, Flow, Head, State, respond};
+use crate::cache::{self, Directives};
+use crate::config::{Config, InputMode, Policy};
+use crate::conversation::Conversation;
+use crate::guard::{self, llama_guard};
+use crate::identity::{self, Principal};
+use crate::quota::{self, Decision};
+use crate::reason::{Reason, Refusal};
+use crate::{chat, openai, provider, trace};
+
+/// The largest timeout in Envoy's per-try header that still makes sense: an hour.
+const MAX_TRY_MS: u64 = 3_600_000;
+
+/// What the head told.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) principal: Principal,
+    pub(super) wire: WireName,
+    pub(super) accepts_stream: bool,
+    pub(super) directives: Directives,
+    /// Goes on to the provider, so that its logs can be joined.
+    pub(super) request_id: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WireName {
+    OpenAi,
+    Chat,
+}
+
+/// What follows once the quota has agreed.
+#[derive(Debug)]
+pub(super) enum Plan {
+    Replay(Box<cache::Entry>),
+    Proceed { prompt: Option<String>, judge_first: bool },
+}
+
+impl Flow {
+    pub(super) fn on_head(
+        &mut self,
+        head: &Head<'_>,
+        ends: bool,
+        entropy: [u8; 10],
+        context: &mut Context<'_>,
+    ) -> State {
+        self.record.id = trace::uuid_v7(context.now_us, entropy);
+        self.record.start_us = context.now_us;
+        self.record.request_id = head.tag("x-request-id");
+        let method = head.get(":method").unwrap_or_default();
+        let (api, expected): (_, &[u8]) = match head.path() {
+            b"/v1/chat/completions" => ("chat_completions", b"POST"),
+            b"/chat" => ("chat", b"POST"),
+            b"/feedback" => ("feedback", b"POST"),
+            b"/healthz" => ("health", b"GET"),
+            path if path == b"/v1/models" || path.starts_with(b"/v1/models/") => ("models", b"GET"),
+            _ => ("unknown", method),
+        };
+        self.record.api = api.to_owned();
+        if api == "unknown" {
+            return self.refuse(Refusal::new(Reason::NotFound, "There is nothing at this path."), context);
+        }
+        if method != expected {
+            let expected = String::from_utf8_lossy(expected);
+            let message = format!("This path takes {expected} only.");
+            return self.refuse(Refusal::new(Reason::MethodNotAllowed, message), context);
+        }
+        if api == "health" {
+            return self.reply(respond::health(&self.record.id), context);
+        }
+        let key = identity::presented(head.get("authorization"), head.get("x-api-key"));
+        let Some(principal) = key.and_then(|key| identity::identify(context.config, key)) else {
+            let message = if key.is_some() {
+                "The API key is not known here."
+            } else {
+                "An API key is needed: Authorization: Bearer KEY, or x-api-key: KEY."
+            };
+            return self.refuse(Refusal::new(Reason::InvalidApiKey, message), context);
+        };
+        self.note_caller(head, &principal);
+        match api {
+            "models" => self.on_models(head.path(), &principal, context),
+            "feedback" => {
+                context.effects.push(Effect::SetRequestHead(respond::feedback_head(head, &principal, context.config)));
+                State::Settled
+            }
+            _ => {
+                let caller = Caller {
+                    principal,
+                    wire: if api == "chat" { WireName::Chat } else { WireName::OpenAi },
+                    accepts_stream: head.accepts_event_stream(),
+                    directives: Directives::parse(head.get("cache-control").unwrap_or_default()),
+                    request_id: head.tag("x-request-id"),
+                };
+                let length =
+                    head.get("content-length").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok());
+                if length.is_some_and(|length: u64| length > context.config.max_request_bytes as u64) {
+                    self.refuse(too_large(context.config), context)
+                } else if ends {
+                    self.on_body(caller, b"", context)
+                } else {
+                    State::Reading(Box::new(caller))
+                }
+            }
+        }
+    }
+
+    fn note_caller(&mut self, head: &Head<'_>, principal: &Principal) {
+        self.record.tenant.clone_from(&principal.tenant);
+        self.record.user.clone_from(&principal.user);
+        self.record.policy.clone_from(&principal.policy);
+        self.record.session = head.tag("x-session-id");
+        self.record.feature = head.tag("x-feature");
+        self.record.end_user = head.tag("x-user-id");
+        self.record.traceparent = head.tag("traceparent");
+        self.record.langsmith_parent = head.tag("langsmith-trace");
+    }
+
+    fn reply(&mut self, reply: super::Reply, context: &mut Context<'_>) -> State {
+        self.record.status = reply.status;
+        context.effects.push(Effect::Reply(reply));
+        State::Settled
+    }
+
+    fn on_models(&mut self, path: &[u8], principal: &Principal, context: &mut Context<'_>) -> State {
+        let config = context.config;
+        let allowed =
+            |model: &&crate::config::Model| config.policy(principal).is_some_and(|policy| policy.allows(model));
+        let models: Vec<&str> = config.models.iter().filter(allowed).map(|model| &*model.name).collect();
+        let one = path.strip_prefix(b"/v1/models/").map(String::from_utf8_lossy);
+        match one {
+            None => self.reply(respond::models(&models, &self.record.id), context),
+            Some(name) => match models.iter().find(|known| **known == name) {
+                Some(model) => self.reply(respond::model(model, &self.record.id), context),
+                None => self.refuse(model_not_found(&name), context),
+            },
+        }
+    }
+
+    pub(super) fn on_body(&mut self, caller: Caller, body: &[u8], context: &mut Context<'_>) -> State {
+        if body.len() > context.config.max_request_bytes {
+            return self.refuse(too_large(context.config), context);
+        }
+        let read = match caller.wire {
+            WireName::OpenAi => openai::read(body).map(|conversation| (conversation, None)),
+            WireName::Chat => chat::read(body, caller.accepts_stream),
+        };
+        match read.and_then(|(conversation, session)| self.plan(caller, &conversation, session, context)) {
+            Ok(state) => state,
+            Err(refusal) => self.refuse(refusal, context),
+        }
+    }
+
+    /// Everything that needs the conversation itself happens here; what is kept of it is owned.
+    fn plan(
+        &mut self,
+        caller: Caller,
+        conversation: &Conversation<'_>,
+        session: Option<Cow<'_, str>>,
+        context: &mut Context<'_>,
+    ) -> Result<State, Refusal> {
+        let config = context.config;
+        if let Some(session) = session.filter(|session| !session.is_empty()) {
+            self.record.session = Some(session.chars().take(256).collect());
+        }
+        self.record.stream = conversation.stream;
+        respond::note_conversation(&mut self.record, conversation);
+        let policy = config.policy(&caller.principal).ok_or_else(|| model_not_found(""))?;
+        let (index, model) = find_model(config, conversation)?;
+        self.record.model.clone_from(&model.name);
+        if !policy.allows(model) {
+            return Err(Refusal::new(Reason::ModelNotAllowed, "This key may not use the model.").at("model"));
+        }
+        let first = model.chain.first().ok_or_else(|| model_not_found(&model.name))?;
+        let public_model = conversation.model.as_deref().unwrap_or(&model.name).to_owned();
+
+        let cache_policy = policy.cache.as_ref().filter(|policy| cache::is_cacheable(policy, conversation));
+        let key = cache_policy.map(|_| cache::Key::of(&caller.principal, &model.name, conversation));
+        let entry = key.as_ref().filter(|_| caller.directives.may_read()).and_then(|key| {
+            let entry = context.memory.answers.get(key)?;
+            cache::is_fresh(entry, &caller.directives, context.now_us / 1_000_000).then(|| entry.clone())
+        });
+        if entry.is_none() && caller.directives.only_if_cached && (key.is_none() || config.sidecar.is_none()) {
+            return Err(not_cached());
+        }
+
+        let input = policy.input_guard.as_ref().filter(|guard| guard.mode != InputMode::Off);
+        let prompt = input.filter(|_| entry.is_none()).map(|_| llama_guard::input_prompt(&conversation.turns));
+        let judges_output =
+            policy.output_guard.as_ref().is_some_and(|guard| guard.mode != crate::config::OutputMode::Off);
+        let judge_first = input.is_some_and(|guard| guard.mode == InputMode::Blocking) || conversation.acts;
+
+        let prompt_tokens = conversation.prompt_tokens();
+        let tokens = if entry.is_some() {
+            0
+        } else {
+            quota::reservation(prompt_tokens, conversation.max_tokens, conversation.choices)
+        };
+        let bucket = format!("quota/{}/{}", caller.principal.tenant, caller.principal.user);
+        let exchange = Exchange {
+            wire: match caller.wire {
+                WireName::Chat => Wire::Chat,
+                WireName::OpenAi => Wire::OpenAi { include_usage: conversation.include_usage },
+            },
+            stream: conversation.stream,
+            model: index,
+            public_model,
+            body: openai::write_for_provider(conversation, openai::Edits { model: &first.model }),
+            request_id: caller.request_id.clone(),
+            try_ms: try_ms(config, conversation),
+            input: Input::Off,
+            output_context: judges_output.then(|| llama_guard::output_context(&conversation.turns)),
+            lookup: Lookup::None,
+            key,
+            directives: caller.directives,
+            reservation: Reservation { bucket: bucket.clone(), tokens, limited: is_limited(policy) },
+            prompt_tokens,
+            quota: None,
+            phase: Phase::Asking,
+            sent_us: None,
+            principal: caller.principal,
+        };
+        let plan = entry.map_or(Plan::Proceed { prompt, judge_first }, |entry| Plan::Replay(Box::new(entry)));
+        if exchange.reservation.limited {
+            context.effects.push(Effect::Reserve { bucket, limits: policy.limits, tokens });
+            Ok(State::Reserving(Box::new(exchange), plan))
+        } else {
+            Ok(self.proceed(Box::new(exchange), plan, context))
+        }
+    }
+
+    pub(super) fn on_reserved(
+        &mut self,
+        mut exchange: Box<Exchange>,
+        plan: Plan,
+        decision: &Decision,
+        context: &mut Context<'_>,
+    ) -> State {
+        if !decision.granted {
+            let mut refusal = Refusal::new(
+                Reason::RateLimitExceeded,
+                format!("The limit per minute is reached; try again in {} s.", decision.retry_after_s),
+            );
+            refusal.retry_after_s = Some(decision.retry_after_s);
+            let state = self.refuse(refusal, context);
+            respond::add_rate_headers(context.effects, decision);
+            return state;
+        }
+        self.record.quota = Some(crate::record::QuotaRecord {
+            reserved_tokens: exchange.reservation.tokens,
+            settled_tokens: exchange.reservation.tokens,
+        });
+        exchange.quota = Some(decision.clone());
+        self.proceed(exchange, plan, context)
+    }
+
+    /// The callouts start together; without any the request goes on at once.
+    fn proceed(&mut self, mut exchange: Box<Exchange>, plan: Plan, context: &mut Context<'_>) -> State {
+        let (prompt, judge_first) = match plan {
+            Plan::Replay(entry) => return self.replay(&exchange, &entry, context),
+            Plan::Proceed { prompt, judge_first } => (prompt, judge_first),
+        };
+        respond::note_cache(&mut self.record, &exchange, context.config);
+        if let Some(prompt) = prompt
+            && let Some(refusal) = self.ask_input_guard(&mut exchange, prompt, judge_first, context)
+        {
+            return self.refuse(refusal, context);
+        }
+        if exchange.key.is_some() && exchange.directives.may_read() {
+            self.ask_sidecar(&mut exchange, context);
+        }
+        self.send_when_ready(exchange, context)
+    }
+
+    /// Sends the request on to its provider unless something has to come first.
+    pub(super) fn send_when_ready(&mut self, mut exchange: Box<Exchange>, context: &mut Context<'_>) -> State {
+        let judged = !matches!(exchange.input, Input::Pending { first: true, .. });
+        if !judged || exchange.lookup == Lookup::Pending {
+            return State::Exchanging(exchange);
+        }
+        if exchange.directives.only_if_cached {
+            return self.refuse(not_cached(), context);
+        }
+        let body = core::mem::take(&mut exchange.body);
+        let ask = provider::Ask { model: exchange.model, body_bytes: body.len() };
+        context.effects.push(Effect::SetRequestHead(respond::provider_head(&exchange, body.len(), context.config)));
+        context.effects.push(Effect::SetRequestBody(body));
+        context.effects.push(Effect::Share(ask.to_bytes()));
+        exchange.phase = Phase::Sent;
+        self.was_sent = true;
+        exchange.sent_us = Some(context.now_us);
+        State::Exchanging(exchange)
+    }
+
+    /// A verdict that is remembered costs no call.
+    fn ask_input_guard(
+        &mut self,
+        exchange: &mut Exchange,
+        prompt: String,
+        judge_first: bool,
+        context: &mut Context<'_>,
+    ) -> Option<Refusal> {
+        let config = context.config;
+        let policy = config.policy(&exchange.principal)?;
+        let (input, model) = (policy.input_guard.as_ref()?, config.guard.as_ref()?);
+        let mut record = crate::record::GuardRecord {
+            mode: if judge_first { "blocking" } else { "parallel" }.to_owned(),
+            model: model.model.clone(),
+            text_sha256: Some(guard::text_digest(&prompt)),
+            ..Default::default()
+        };
+        let key = guard::Key::of(&model.model, input.threshold, &prompt);
+        let remembered = context
+            .memory
+            .verdicts
+            .get(&key)
+            .filter(|known| context.now_us.saturating_sub(known.at_us) < guard::REMEMBER_US);
+        if let Some(known) = remembered.cloned() {
+            self.record.input_guard = Some(record);
+            return self.apply_input_verdict(exchange, &known.verdict, policy);
+        }
+        record.verdict = "pending".to_owned();
+        record.start_us = Some(context.now_us);
+        self.record.input_guard = Some(record);
+        self.call_input_guard(exchange, prompt, key, judge_first, context);
+        None
+    }
+}
+
+fn is_limited(policy: &Policy) -> bool {
+    policy.limits.requests_per_minute.is_some() || policy.limits.tokens_per_minute.is_some()
+}
+
+fn find_model<'a>(
+    config: &'a Config,
+    conversation: &Conversation<'_>,
+) -> Result<(usize, &'a crate::config::Model), Refusal> {
+    let name = conversation.model.as_deref();
+    let found = config.models.iter().enumerate().find(|(_, model)| {
+        name.is_none_or(|name| model.name == name || model.aliases.iter().any(|alias| alias == name))
+    });
+    found.ok_or_else(|| model_not_found(name.unwrap_or_default()))
+}
+
+/// How long one attempt may take to its first token (streams) or its answer (JSON).
+fn try_ms(config: &Config, conversation: &Conversation<'_>) -> u64 {
+    let limits = config.first_token;
+    if conversation.stream {
+        return limits.stream_ms.min(MAX_TRY_MS);
+    }
+    let tokens = conversation.max_tokens.unwrap_or(DEFAULT_ANSWER_TOKENS).saturating_mul(conversation.choices.max(1));
+    limits.json_ms.saturating_add(limits.per_token_ms.saturating_mul(tokens)).min(MAX_TRY_MS)
+}
+
+/// The length that a JSON answer without `max_tokens` is given time for.
+const DEFAULT_ANSWER_TOKENS: u64 = 512;
+
+fn model_not_found(name: &str) -> Refusal {
+    let shown: String = name.chars().take(100).collect();
+    Refusal::new(
+        Reason::ModelNotFound,
+        format!("The model `{shown}` does not exist here; GET /v1/models lists those that do."),
+    )
+    .at("model")
+}
+
+fn not_cached() -> Refusal {
+    Refusal::new(Reason::NotCached, "The answer is not in the cache, and only-if-cached was asked.")
+}
+
+pub(super) fn too_large(config: &Config) -> Refusal {
+    Refusal::new(Reason::RequestTooLarge, format!("The request is larger than {} bytes.", config.max_request_bytes))
+}

@@ -1,0 +1,163 @@
+//! The heads and bodies that the gateway itself writes, and what it notes of requests.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::exchange::Exchange;
+use super::{Effect, Head, Reply};
+use crate::config::Config;
+use crate::conversation::Conversation;
+use crate::identity::Principal;
+use crate::quota::{Decision, Window, go_duration};
+use crate::reason::Refusal;
+use crate::record::{CacheRecord, Record};
+
+type Headers = Vec<(&'static str, String)>;
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+fn json_headers(trace_id: &str) -> Headers {
+    vec![(JSON.0, JSON.1.to_owned()), ("x-parapet-trace-id", trace_id.to_owned())]
+}
+
+pub(super) fn refusal_headers(refusal: &Refusal, trace_id: &str) -> Headers {
+    let mut headers = json_headers(trace_id);
+    if let Some(seconds) = refusal.retry_after_s {
+        headers.push(("retry-after", seconds.to_string()));
+    }
+    if refusal.reason.retry_is_pointless() {
+        headers.push(("x-should-retry", "false".to_owned()));
+    }
+    headers
+}
+
+pub(super) fn health(trace_id: &str) -> Reply {
+    Reply { status: 200, headers: json_headers(trace_id), body: br#"{"status":"ok"}"#.to_vec() }
+}
+
+#[derive(Serialize)]
+struct ModelEntry<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+}
+
+const fn entry(id: &str) -> ModelEntry<'_> {
+    // When a model was made is not known here; the field is required by OpenAI's clients.
+    ModelEntry { id, object: "model", created: 0, owned_by: "parapet" }
+}
+
+pub(super) fn models(names: &[&str], trace_id: &str) -> Reply {
+    #[derive(Serialize)]
+    struct List<'a> {
+        object: &'static str,
+        data: Vec<ModelEntry<'a>>,
+    }
+    let list = List { object: "list", data: names.iter().map(|name| entry(name)).collect() };
+    Reply { status: 200, headers: json_headers(trace_id), body: serde_json::to_vec(&list).unwrap_or_default() }
+}
+
+pub(super) fn model(name: &str, trace_id: &str) -> Reply {
+    Reply { status: 200, headers: json_headers(trace_id), body: serde_json::to_vec(&entry(name)).unwrap_or_default() }
+}
+
+/// The head of the request to the sidecar: who the caller is, and nothing else of what the client sent.
+pub(super) fn feedback_head(head: &Head<'_>, principal: &Principal, config: &Config) -> Headers {
+    let text = |name: &str| head.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
+    let authority = config.sidecar.as_ref().map(|sidecar| sidecar.authority.clone());
+    let mut headers = vec![
+        (":method", "POST".to_owned()),
+        (":path", "/feedback".to_owned()),
+        (":scheme", "http".to_owned()),
+        (":authority", authority.or_else(|| text(":authority")).unwrap_or_default()),
+        (JSON.0, JSON.1.to_owned()),
+        ("x-parapet-tenant", principal.tenant.clone()),
+        ("x-parapet-user", principal.user.clone()),
+    ];
+    headers.extend(text("content-length").map(|length| ("content-length", length)));
+    headers
+}
+
+/// The head of the request to a provider. The client's own head ends here: its key, its cookies, its `x-envoy-*`. Path,
+/// authority and key are the provider filter's, once per attempt; the path here still chooses the route.
+pub(super) fn provider_head(exchange: &Exchange, body_bytes: usize, config: &Config) -> Headers {
+    let path = match exchange.wire {
+        super::exchange::Wire::OpenAi { .. } => "/v1/chat/completions",
+        super::exchange::Wire::Chat => "/chat",
+    };
+    let cluster = config.models.get(exchange.model).map(|model| model.cluster.clone()).unwrap_or_default();
+    let mut headers = vec![
+        (":method", "POST".to_owned()),
+        (":path", path.to_owned()),
+        (":scheme", "http".to_owned()),
+        (":authority", "parapet".to_owned()),
+        (JSON.0, JSON.1.to_owned()),
+        ("accept", if exchange.stream { "text/event-stream" } else { "application/json" }.to_owned()),
+        ("content-length", body_bytes.to_string()),
+        ("user-agent", "parapet".to_owned()),
+        ("x-parapet-cluster", cluster),
+        ("x-envoy-upstream-rq-per-try-timeout-ms", exchange.try_ms.to_string()),
+    ];
+    headers.extend(exchange.request_id.clone().map(|id| ("x-request-id", id)));
+    headers
+}
+
+/// OpenAI's rate limit headers, where a limit is set.
+pub(super) fn rate_headers(decision: &Decision) -> Headers {
+    let mut headers = Vec::new();
+    let mut window = |window: Option<Window>, names: [&'static str; 3]| {
+        if let Some(window) = window {
+            let values = [window.limit.to_string(), window.remaining.to_string(), go_duration(window.reset_us)];
+            headers.extend(names.into_iter().zip(values));
+        }
+    };
+    window(
+        decision.requests,
+        ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+    );
+    window(decision.tokens, ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]);
+    headers
+}
+
+/// Adds them to the reply that was just decided.
+pub(super) fn add_rate_headers(effects: &mut [Effect], decision: &Decision) {
+    if let Some(Effect::Reply(reply)) = effects.last_mut() {
+        reply.headers.extend(rate_headers(decision));
+    }
+}
+
+/// The request's content, for the record.
+pub(super) fn note_conversation(record: &mut Record, conversation: &Conversation<'_>) {
+    record.messages = Some(conversation.messages.clone().into_owned());
+    if conversation.params.is_empty() {
+        return;
+    }
+    let params: BTreeMap<&str, &RawValue> = conversation.params.iter().map(|(key, value)| (&**key, *value)).collect();
+    record.params = serde_json::value::to_raw_value(&params).ok();
+}
+
+/// What the cache is asked for this request.
+pub(super) fn note_cache(record: &mut Record, exchange: &Exchange, config: &Config) {
+    let policy = config.policy(&exchange.principal).and_then(|policy| policy.cache.as_ref());
+    if policy.is_none() {
+        return;
+    }
+    record.cache = Some(CacheRecord {
+        outcome: if exchange.key.is_some() && exchange.directives.may_read() { "miss" } else { "bypass" }.to_owned(),
+        key: exchange.key.map(|key| key.to_string()),
+        store_s: None,
+        age_s: None,
+    });
+}
+
+/// `Cache-Status` (RFC 9211) for an answer that was not in the cache.
+pub(super) fn cache_status(record: &Record, exchange: &Exchange) -> Option<&'static str> {
+    match record.cache.as_ref()?.outcome.as_str() {
+        "miss" => Some("parapet; fwd=miss"),
+        _ if exchange.key.is_some() => Some("parapet; fwd=request"),
+        _ => Some("parapet; fwd=bypass"),
+    }
+}

@@ -1,0 +1,306 @@
+//! The provider's answer: its head, its whole body, and what the output guard's verdict does to it.
+
+use super::exchange::{Collecting, Exchange, Phase, Whole, Wire};
+use super::stream::{Form, Found, Stream};
+use super::{Context, Effect, Flow, Head, State, calls, respond};
+use crate::answer::{Answer, REFUSAL};
+use crate::config::OutputMode;
+use crate::guard::Action;
+use crate::openai::{self, Chunk, Frame};
+use crate::reason::{Reason, Refusal};
+use crate::record::{Answered, Attempt};
+use crate::{cache, chat};
+
+impl Flow {
+    pub(super) fn on_response_head(
+        &mut self,
+        mut exchange: Box<Exchange>,
+        head: &Head<'_>,
+        ends: bool,
+        context: &mut Context<'_>,
+    ) -> State {
+        let status = head.status();
+        self.attempts = attempts(head);
+        self.note_attempt(&exchange, head, context);
+        if ends || status != 200 {
+            if ends {
+                return self.fail(&exchange, &provider_failure(status, b""), context);
+            }
+            exchange.phase = Phase::Collecting(Collecting::Failure { status });
+            return State::Exchanging(exchange);
+        }
+        self.write_response_head(&exchange, head, context);
+        let policy = context.config.policy(&exchange.principal).and_then(|policy| policy.output_guard.as_ref());
+        exchange.phase = if head.is_event_stream() {
+            let form = match exchange.wire {
+                Wire::OpenAi { include_usage } => {
+                    Form::OpenAi { model: exchange.public_model.clone(), usage: include_usage }
+                }
+                Wire::Chat => Form::Chat,
+            };
+            let mode = policy.map_or(OutputMode::Off, |policy| policy.mode);
+            let windows = policy.map(|policy| policy.window_tokens.clone()).unwrap_or_default();
+            Phase::Streaming(Box::new(Stream::new(form, mode, windows)))
+        } else {
+            Phase::Collecting(Collecting::Answer)
+        };
+        State::Exchanging(exchange)
+    }
+
+    /// The head tells how many attempts there were and whose answer it is.
+    fn note_attempt(&mut self, exchange: &Exchange, head: &Head<'_>, context: &Context<'_>) {
+        let Some(provider) = head.tag("x-parapet-provider") else { return };
+        let model = context.config.models.get(exchange.model);
+        let link = model.and_then(|model| model.chain.iter().find(|link| link.provider == provider));
+        self.record.attempts.push(Attempt {
+            provider,
+            model: link.map(|link| link.model.clone()).unwrap_or_default(),
+            start_us: exchange.sent_us.unwrap_or(context.now_us),
+            first_token_us: None,
+            end_us: None,
+            status: head.status(),
+            outcome: if head.status() == 200 { "ok" } else { "status" }.to_owned(),
+        });
+    }
+
+    /// What the client gets of the head: what is Parapet's own, and nothing that speaks of the provider's account.
+    fn write_response_head(&self, exchange: &Exchange, head: &Head<'_>, context: &mut Context<'_>) {
+        for name in head.names() {
+            let foreign = name.starts_with("x-ratelimit-")
+                || name.starts_with("openai-")
+                || name.starts_with("x-envoy-")
+                || matches!(name, "content-length" | "set-cookie" | "server" | "x-request-id" | "retry-after" | "via");
+            if foreign {
+                context.effects.push(Effect::RemoveResponseHeader(name.to_owned()));
+            }
+        }
+        let mut set = |name, value| context.effects.push(Effect::SetResponseHeader(name, value));
+        set("x-parapet-trace-id", self.record.id.clone());
+        set("x-parapet-attempts", self.attempts.to_string());
+        if let Some(status) = respond::cache_status(&self.record, exchange) {
+            set("cache-status", status.to_owned());
+        }
+        if let Some(decision) = &exchange.quota {
+            respond::rate_headers(decision).into_iter().for_each(|(name, value)| set(name, value));
+        }
+    }
+
+    pub(super) fn on_response_body(
+        &mut self,
+        mut exchange: Box<Exchange>,
+        bytes: &[u8],
+        ends: bool,
+        context: &mut Context<'_>,
+    ) -> State {
+        match &mut exchange.phase {
+            Phase::Streaming(stream) => {
+                let found = stream.feed(bytes, ends, context.now_us);
+                self.on_found(exchange, found, context)
+            }
+            Phase::Collecting(Collecting::Answer) if ends => self.on_whole(exchange, bytes, context),
+            Phase::Collecting(Collecting::Failure { status }) if ends => {
+                let refusal = provider_failure(*status, bytes);
+                self.fail(&exchange, &refusal, context)
+            }
+            _ => State::Exchanging(exchange),
+        }
+    }
+
+    fn on_found(&mut self, mut exchange: Box<Exchange>, found: Found, context: &mut Context<'_>) -> State {
+        let Phase::Streaming(stream) = &mut exchange.phase else { return State::Exchanging(exchange) };
+        match found {
+            Found::Nothing => State::Exchanging(exchange),
+            Found::Due => {
+                let text = stream.answer.visible_text();
+                let prompt = self.call_output_guard(&exchange, &text, context);
+                if let Phase::Streaming(stream) = &mut exchange.phase {
+                    stream.asked(prompt);
+                }
+                State::Exchanging(exchange)
+            }
+            Found::Failed => {
+                self.record.truncated = true;
+                let refusal = Refusal::new(Reason::UpstreamError, "The model's answer broke off.");
+                self.cut_stream(exchange, &refusal, Stream::failed_ending(), context)
+            }
+            Found::Overflow => {
+                let refusal = calls::unavailable();
+                let ending = Stream::unavailable_ending(&refusal);
+                self.cut_stream(exchange, &refusal, ending, context)
+            }
+        }
+    }
+
+    /// Ends a stream for a failure: by an error event if bytes of it have left, by an error answer if none have.
+    fn cut_stream(
+        &mut self,
+        mut exchange: Box<Exchange>,
+        refusal: &Refusal,
+        ending: Vec<u8>,
+        context: &mut Context<'_>,
+    ) -> State {
+        let Phase::Streaming(stream) = &mut exchange.phase else { return State::Exchanging(exchange) };
+        if !stream.released && !matches!(exchange.input, super::exchange::Input::Pending { .. }) {
+            return self.fail(&exchange, refusal, context);
+        }
+        self.record.reason = Some(refusal.reason.code().to_owned());
+        stream.cut(&ending);
+        State::Exchanging(exchange)
+    }
+
+    /// Ends the exchange with an error answer; what the provider did is accounted.
+    fn fail(&mut self, exchange: &Exchange, refusal: &Refusal, context: &mut Context<'_>) -> State {
+        let used = self.used_tokens(exchange);
+        self.settle(exchange, used, context);
+        self.refuse(refusal.clone(), context)
+    }
+
+    fn on_whole(&mut self, mut exchange: Box<Exchange>, bytes: &[u8], context: &mut Context<'_>) -> State {
+        let (answer, model) = match openai::parse_answer(bytes) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                let status = match error {
+                    Chunk::Error { code: Some(code), .. } => code,
+                    _ => 502,
+                };
+                return self.fail(&exchange, &provider_failure(status, bytes), context);
+            }
+        };
+        self.record.usage = answer.usage;
+        let body = match exchange.wire {
+            Wire::Chat => Some(chat::write_answer(answer.choices.first().map_or("", |choice| &choice.content))),
+            Wire::OpenAi { .. } if model.as_deref() != Some(&*exchange.public_model) => {
+                openai::with_model_in(bytes, &exchange.public_model)
+            }
+            Wire::OpenAi { .. } => None,
+        };
+        let text = answer.visible_text();
+        let mut whole = Whole { answers: answer.choices, usage: answer.usage, body, prompt: None };
+        if exchange.output_context.is_some() && !text.is_empty() {
+            whole.prompt = Some(self.call_output_guard(&exchange, &text, context));
+            exchange.phase = Phase::Judging(whole);
+        } else {
+            self.release_whole(&mut exchange, whole, bytes.len(), context);
+        }
+        State::Exchanging(exchange)
+    }
+
+    /// The answer may leave as it is (or as the client's wire form wants it).
+    fn release_whole(&mut self, exchange: &mut Exchange, whole: Whole, came_bytes: usize, context: &mut Context<'_>) {
+        let bytes = whole.body.as_ref().map_or(came_bytes, Vec::len);
+        if bytes > 0 {
+            context.effects.push(Effect::SetResponseHeader("content-length", bytes.to_string()));
+        }
+        self.record.answers = whole.answers;
+        exchange.phase = Phase::Releasing { body: whole.body };
+    }
+
+    pub(super) fn apply_output_action(
+        &mut self,
+        mut exchange: Box<Exchange>,
+        action: &Action,
+        context: &mut Context<'_>,
+    ) -> State {
+        match (core::mem::replace(&mut exchange.phase, Phase::Sent), action) {
+            (Phase::Streaming(mut stream), Action::Pass | Action::Flag) => {
+                let found = stream.passed();
+                exchange.phase = Phase::Streaming(stream);
+                self.on_found(exchange, found, context)
+            }
+            (Phase::Streaming(mut stream), Action::Block) => {
+                self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
+                let id = format!("chatcmpl-{}", self.record.id);
+                let ending = stream.blocked_ending(&id, context.now_s());
+                stream.cut(&ending);
+                exchange.phase = Phase::Streaming(stream);
+                State::Exchanging(exchange)
+            }
+            (Phase::Streaming(stream), Action::Unavailable) => {
+                exchange.phase = Phase::Streaming(stream);
+                let refusal = calls::unavailable();
+                let ending = Stream::unavailable_ending(&refusal);
+                self.cut_stream(exchange, &refusal, ending, context)
+            }
+            (Phase::Judging(whole), Action::Pass | Action::Flag) => {
+                self.release_whole(&mut exchange, whole, 0, context);
+                State::Exchanging(exchange)
+            }
+            (Phase::Judging(whole), Action::Block) => {
+                self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
+                let body = self.blocked_body(&exchange, &whole, context);
+                let answers = vec![refused_answer(); whole.answers.len().max(1)];
+                let whole = Whole { answers, body: Some(body), ..whole };
+                self.release_whole(&mut exchange, whole, 0, context);
+                State::Exchanging(exchange)
+            }
+            (Phase::Judging(_), Action::Unavailable) => self.fail(&exchange, &calls::unavailable(), context),
+            (phase, _) => {
+                exchange.phase = phase;
+                State::Exchanging(exchange)
+            }
+        }
+    }
+
+    fn blocked_body(&self, exchange: &Exchange, whole: &Whole, context: &Context<'_>) -> Vec<u8> {
+        match exchange.wire {
+            Wire::Chat => chat::write_answer(REFUSAL),
+            Wire::OpenAi { .. } => {
+                let id = format!("chatcmpl-{}", self.record.id);
+                let frame = Frame { id: &id, created_s: context.now_s(), model: &exchange.public_model };
+                let answers = vec![refused_answer(); whole.answers.len().max(1)];
+                openai::write_answer(frame, &answers, whole.usage)
+            }
+        }
+    }
+
+    /// The answer is whole and well: it may be remembered.
+    pub(super) fn remember(&mut self, exchange: &Exchange, answer: &Answer, context: &mut Context<'_>) {
+        let policy = context.config.policy(&exchange.principal).and_then(|policy| policy.cache.as_ref());
+        let (Some(policy), Some(key)) = (policy, exchange.key) else { return };
+        let blocked = self.record.reason.is_some() || self.record.truncated || exchange.directives.no_store;
+        let provider = self.record.attempts.last().map_or("", |attempt| &attempt.provider);
+        let Some(entry) = cache::entry(policy, answer, provider, context.now_s()).filter(|_| !blocked) else { return };
+        if let Some(record) = &mut self.record.cache {
+            record.store_s = Some(policy.ttl_s);
+        }
+        let bytes = entry.bytes();
+        context.memory.answers.insert(key, entry, bytes);
+    }
+}
+
+/// A choice as the client gets it when the output guard blocks.
+pub(super) fn refused_answer() -> Answered {
+    Answered { content: REFUSAL.to_owned(), finish_reason: Some("content_filter".to_owned()), ..Answered::default() }
+}
+
+/// Envoy counts the attempts; without its count there was one.
+fn attempts(head: &Head<'_>) -> u32 {
+    head.get("x-envoy-attempt-count").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(1)
+}
+
+/// What the client is told when the last provider failed. A provider's word passes on only where the request itself is
+/// at fault; anything else might speak of what is inside.
+fn provider_failure(status: u16, body: &[u8]) -> Refusal {
+    match status {
+        400 | 422 => {
+            let message = match openai::parse_answer(body) {
+                Err(Chunk::Error { message, .. }) if !message.is_empty() => message.chars().take(500).collect(),
+                _ => "The model refused the request.".to_owned(),
+            };
+            Refusal::new(Reason::InvalidRequest, message.replace(['\n', '\r'], " "))
+        }
+        404 => Refusal::new(Reason::ModelNotFound, "The model is not served at the moment.").at("model"),
+        413 => Refusal::new(Reason::RequestTooLarge, "The request is too large."),
+        408 | 504 => Refusal::new(Reason::UpstreamTimeout, "No model answered in time."),
+        _ => Refusal::new(Reason::UpstreamError, "No model could answer."),
+    }
+}
+
+impl Exchange {
+    pub(super) const fn streaming(&self) -> Option<&Stream> {
+        match &self.phase {
+            Phase::Streaming(stream) => Some(stream),
+            _ => None,
+        }
+    }
+}

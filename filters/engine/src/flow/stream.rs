@@ -1,0 +1,336 @@
+//! An answer that comes as events: one pass feeds the answer, the guard's windows and the client.
+
+use std::collections::VecDeque;
+
+use crate::answer::{Answer, Delta};
+use crate::chat;
+use crate::config::OutputMode;
+use crate::guard::window::Windows;
+use crate::openai::{self, Chunk, Frame};
+use crate::reason::{Reason, Refusal};
+use crate::sse::{Decoder, Event};
+
+/// Text that waits for its verdict; beyond it the answer is refused, as a guard that cannot keep up.
+const MAX_HELD_BYTES: usize = 4 * 1024 * 1024;
+
+/// How the client wants its events.
+#[derive(Debug, Clone)]
+pub(super) enum Form {
+    /// OpenAI's, with the client's name of the model; `usage`: it asked for the usage chunk.
+    OpenAi {
+        model: String,
+        usage: bool,
+    },
+    Chat,
+}
+
+/// One event on its way to the client.
+#[derive(Debug)]
+struct Held {
+    bytes: Vec<u8>,
+    /// Events with text that came before this one.
+    texts_before: u64,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Carries text: what is judged.
+    Text,
+    /// A role, an empty delta, a comment.
+    Quiet,
+    /// A finish reason, usage, `[DONE]`: says that all is well, so it leaves last.
+    Terminal,
+}
+
+#[derive(Debug)]
+pub(super) struct Stream {
+    form: Form,
+    mode: OutputMode,
+    decoder: Decoder,
+    pub(super) answer: Answer,
+    windows: Windows,
+    held: VecDeque<Held>,
+    held_bytes: usize,
+    /// May leave.
+    ready: Vec<u8>,
+    /// Exactly the bytes that the host handed over last, for the case that they leave as they came.
+    as_came: bool,
+    /// Events with text so far; those that the call in flight covers; those that passed.
+    texts: u64,
+    asked: u64,
+    passed: u64,
+    prompt: Option<String>,
+    /// Something left, so the head is out.
+    pub(super) released: bool,
+    pub(super) done: bool,
+    /// The provider's stream is over.
+    ended: bool,
+    /// Nothing of the provider's leaves any more: blocked, or failed.
+    pub(super) cut: bool,
+    pub(super) first_text_us: Option<u64>,
+}
+
+/// What a step found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Nothing,
+    /// The output guard is to be asked about [`Answer::visible_text`].
+    Due,
+    /// The provider failed after its first token, or what it sends cannot be read.
+    Failed,
+    /// More text than may wait.
+    Overflow,
+}
+
+impl Stream {
+    pub(super) fn new(form: Form, mode: OutputMode, window_tokens: Vec<u32>) -> Self {
+        let sizes = if mode == OutputMode::Full { Vec::new() } else { window_tokens };
+        Self {
+            form,
+            mode,
+            decoder: Decoder::default(),
+            answer: Answer::default(),
+            windows: Windows::new(sizes),
+            held: VecDeque::new(),
+            held_bytes: 0,
+            ready: Vec::new(),
+            as_came: false,
+            texts: 0,
+            asked: 0,
+            passed: 0,
+            prompt: None,
+            released: false,
+            done: false,
+            ended: false,
+            cut: false,
+            first_text_us: None,
+        }
+    }
+
+    const fn judges(&self) -> bool {
+        !matches!(self.mode, OutputMode::Off)
+    }
+
+    /// Unjudged text may not leave.
+    const fn holds(&self) -> bool {
+        matches!(self.mode, OutputMode::Hold | OutputMode::Full)
+    }
+
+    /// Takes the provider's next bytes.
+    pub(super) fn feed(&mut self, bytes: &[u8], ends: bool, now_us: u64) -> Found {
+        self.ended |= ends;
+        if self.cut {
+            return Found::Nothing;
+        }
+        let before = self.ready.len();
+        let mut decoder = core::mem::take(&mut self.decoder);
+        let mut failed = false;
+        let fed = decoder.feed(bytes, |event| failed |= !self.cut && self.on_event(event, now_us).is_err());
+        if ends && let Some(event) = decoder.finish() {
+            failed |= self.on_event(event, now_us).is_err();
+        }
+        self.decoder = decoder;
+        if failed || fed.is_err() {
+            return Found::Failed;
+        }
+        if ends && !self.done && !self.answer.is_finished() {
+            // Cut off in the middle: never a silent, clean end.
+            return Found::Failed;
+        }
+        self.release();
+        self.as_came = before == 0 && self.ready == bytes;
+        if self.held_bytes > MAX_HELD_BYTES {
+            return Found::Overflow;
+        }
+        self.due()
+    }
+
+    fn due(&self) -> Found {
+        let ending = self.ended || self.done || self.answer.is_finished();
+        if self.judges() && self.windows.is_due(ending) { Found::Due } else { Found::Nothing }
+    }
+
+    fn on_event(&mut self, event: Event, now_us: u64) -> Result<(), ()> {
+        let Some(data) = &event.data else {
+            // A comment: keeps the connection alive while others wait, and waits for nobody.
+            if matches!(self.form, Form::OpenAi { .. }) {
+                self.push(event.raw, Kind::Quiet);
+            }
+            return Ok(());
+        };
+        match openai::parse_chunk(data) {
+            Chunk::Done => {
+                self.done = true;
+                self.push(event.raw, Kind::Terminal);
+                Ok(())
+            }
+            Chunk::Error { .. } => Err(()),
+            // What cannot be read cannot be judged.
+            Chunk::Unreadable if self.judges() => Ok(()),
+            Chunk::Unreadable => {
+                self.push(event.raw, Kind::Quiet);
+                Ok(())
+            }
+            Chunk::Deltas { deltas, usage, model } => {
+                if self.answer.usage.is_none() || usage.is_some() {
+                    self.answer.usage = usage.or(self.answer.usage);
+                }
+                self.on_deltas(event, &deltas, usage.is_some(), model.as_deref(), now_us);
+                Ok(())
+            }
+        }
+    }
+
+    fn on_deltas(&mut self, event: Event, deltas: &[Delta], usage: bool, model: Option<&str>, now_us: u64) {
+        for delta in deltas {
+            self.answer.add(delta);
+        }
+        let has_text = deltas.iter().any(Delta::has_text);
+        let finishes = deltas.iter().any(|delta| delta.finish_reason.is_some());
+        let bytes = match &self.form {
+            Form::OpenAi { usage: wanted, .. } if deltas.is_empty() && usage && !wanted => return,
+            Form::OpenAi { model: public, .. } => {
+                let renamed = model.is_some_and(|model| model != public);
+                let rewritten =
+                    event.data.as_deref().filter(|_| renamed).and_then(|data| openai::with_model(data, public));
+                rewritten.unwrap_or(event.raw)
+            }
+            Form::Chat => {
+                let text: String =
+                    deltas.iter().filter(|delta| delta.choice == 0).map(|delta| &*delta.content).collect();
+                if text.is_empty() {
+                    if has_text {
+                        self.count_text(deltas, now_us);
+                    }
+                    return;
+                }
+                chat::write_piece(&text)
+            }
+        };
+        if has_text {
+            self.push(bytes, Kind::Text);
+            self.count_text(deltas, now_us);
+        } else {
+            self.push(bytes, if finishes || usage { Kind::Terminal } else { Kind::Quiet });
+        }
+    }
+
+    fn count_text(&mut self, deltas: &[Delta], now_us: u64) {
+        self.texts = self.texts.saturating_add(1);
+        self.first_text_us = self.first_text_us.or(Some(now_us));
+        for delta in deltas.iter().filter(|delta| delta.has_text()) {
+            self.windows.token(&delta.content);
+        }
+    }
+
+    fn push(&mut self, bytes: Vec<u8>, kind: Kind) {
+        self.held_bytes = self.held_bytes.saturating_add(bytes.len());
+        self.held.push_back(Held { bytes, texts_before: self.texts, kind });
+    }
+
+    /// Moves what may leave, in order.
+    fn release(&mut self) {
+        while self.held.front().is_some_and(|held| self.may_leave(held)) {
+            if let Some(held) = self.held.pop_front() {
+                self.held_bytes = self.held_bytes.saturating_sub(held.bytes.len());
+                self.ready.extend_from_slice(&held.bytes);
+            }
+        }
+    }
+
+    fn may_leave(&self, held: &Held) -> bool {
+        match (self.mode, held.kind) {
+            (OutputMode::Off, _) | (OutputMode::Async, Kind::Text | Kind::Quiet) => true,
+            (_, Kind::Text) => self.passed > held.texts_before,
+            // The head leaves with the first byte, so the first byte of a held stream is a judged one.
+            (_, Kind::Quiet) => self.passed > 0 && self.passed >= held.texts_before,
+            (_, Kind::Terminal) => self.passed >= held.texts_before,
+        }
+    }
+
+    /// The guard was asked about everything so far.
+    pub(super) fn asked(&mut self, prompt: String) {
+        self.asked = self.texts;
+        self.prompt = Some(prompt);
+        self.windows.asked();
+    }
+
+    pub(super) fn asked_prompt(&self) -> Option<&str> {
+        self.prompt.as_deref()
+    }
+
+    /// The guard let pass what it was asked about; it may be due again.
+    pub(super) fn passed(&mut self) -> Found {
+        self.windows.answered();
+        self.prompt = None;
+        self.passed = self.asked;
+        self.release();
+        self.due()
+    }
+
+    /// Everything unjudged is dropped, `ending` goes out, and nothing after it.
+    pub(super) fn cut(&mut self, ending: &[u8]) {
+        self.windows.answered();
+        self.prompt = None;
+        self.held.clear();
+        self.held_bytes = 0;
+        if self.holds() {
+            // What passed has left or is leaving; nothing else was made ready.
+        }
+        self.ready.extend_from_slice(ending);
+        self.cut = true;
+        self.as_came = false;
+    }
+
+    /// The end of a blocked stream in the client's form.
+    pub(super) fn blocked_ending(&self, id: &str, created_s: u64) -> Vec<u8> {
+        match &self.form {
+            Form::OpenAi { model, .. } => {
+                let open =
+                    |(_, choice): &(usize, &crate::record::Answered)| self.holds() || choice.finish_reason.is_none();
+                let mut choices: Vec<usize> =
+                    self.answer.choices.iter().enumerate().filter(open).map(|(index, _)| index).collect();
+                if choices.is_empty() {
+                    choices.push(0);
+                }
+                openai::refusal_chunk(Frame { id, created_s, model }, &choices)
+            }
+            Form::Chat => {
+                let mut ending = chat::write_piece(crate::answer::REFUSAL);
+                ending.extend_from_slice(openai::DONE);
+                ending
+            }
+        }
+    }
+
+    /// The end of a stream that failed after bytes of it have left: an error event and no `[DONE]`.
+    pub(super) fn failed_ending() -> Vec<u8> {
+        openai::error_event(&Refusal::new(Reason::UpstreamError, "The model's answer broke off."))
+    }
+
+    pub(super) fn unavailable_ending(refusal: &Refusal) -> Vec<u8> {
+        openai::error_event(refusal)
+    }
+
+    pub(super) const fn is_complete(&self) -> bool {
+        self.ended && self.held_bytes == 0
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        if self.ended {
+            return !self.held.is_empty() && !self.cut;
+        }
+        if self.cut {
+            return false;
+        }
+        (self.holds() && self.windows.is_in_flight()) || (!self.released && self.ready.is_empty())
+    }
+
+    /// What leaves now; `None`: the bytes as they came.
+    pub(super) fn take_ready(&mut self) -> Option<Vec<u8>> {
+        self.released = true;
+        let ready = core::mem::take(&mut self.ready);
+        (!core::mem::take(&mut self.as_came)).then_some(ready)
+    }
+}

@@ -1,0 +1,171 @@
+//! The guards: what is judged, what a verdict means under a policy, and what is remembered.
+
+pub mod llama_guard;
+pub mod window;
+
+use core::fmt;
+
+use serde::{Deserialize, Deserializer, de};
+use sha2::{Digest as _, Sha256};
+
+use crate::config::{Categories, OnFailure};
+
+/// Which side of the conversation is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Input,
+    Output,
+}
+
+/// A hazard category of Llama Guard 3: `S1` to `S14`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Category(u8);
+
+impl Category {
+    pub const LAST: u8 = 14;
+
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(['S', 's'])?;
+        let number: u8 = digits.parse().ok()?;
+        // `S+1` parses as a number and is no category.
+        (digits.bytes().all(|digit| digit.is_ascii_digit()) && (1..=Self::LAST).contains(&number))
+            .then_some(Self(number))
+    }
+}
+
+impl fmt::Display for Category {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "S{}", self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Category {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text)
+            .ok_or_else(|| de::Error::custom(format_args!("expected S1 to S{}; got `{text}`", Self::LAST)))
+    }
+}
+
+/// What the guard said of a text.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    Safe {
+        score: Option<f64>,
+    },
+    /// `categories` may be empty: the guard has not named any (yet).
+    Unsafe {
+        score: Option<f64>,
+        categories: Vec<Category>,
+    },
+    /// No usable verdict: timeout, error status, unparsable text.
+    Failed,
+}
+
+/// What is done about a verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    Pass,
+    /// Let through, marked in the record and audited.
+    Flag,
+    Block,
+    /// No verdict, and the policy fails closed.
+    Unavailable,
+}
+
+/// What a policy makes of a verdict. An unsafe verdict without categories blocks: nothing excuses it.
+#[must_use]
+pub fn decide(verdict: &Verdict, categories: &Categories, on_failure: OnFailure) -> Action {
+    match verdict {
+        Verdict::Safe { .. } => Action::Pass,
+        Verdict::Failed => match on_failure {
+            OnFailure::Closed => Action::Unavailable,
+            OnFailure::Open => Action::Flag,
+        },
+        Verdict::Unsafe { categories: named, .. } => {
+            let mut counted = named.iter().filter(|category| !categories.ignore.contains(category)).peekable();
+            if !named.is_empty() && counted.peek().is_none() {
+                Action::Pass
+            } else if !named.is_empty() && counted.all(|category| categories.flag.contains(category)) {
+                Action::Flag
+            } else {
+                Action::Block
+            }
+        }
+    }
+}
+
+/// What a remembered verdict depends on: the guard model, the threshold and the exact prompt it read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key([u8; 32]);
+
+impl Key {
+    #[must_use]
+    pub fn of(model: &str, threshold: f64, prompt: &str) -> Self {
+        let mut hash = Sha256::new();
+        for part in [model.as_bytes(), &threshold.to_le_bytes(), prompt.as_bytes()] {
+            hash.update(part.len().to_le_bytes());
+            hash.update(part);
+        }
+        Self(hash.finalize().into())
+    }
+}
+
+/// A verdict with its age. Only Safe and Unsafe are worth remembering.
+#[derive(Debug, Clone)]
+pub struct Remembered {
+    pub verdict: Verdict,
+    pub at_us: u64,
+}
+
+/// A day: as long as a verdict is taken for true without asking again.
+pub const REMEMBER_US: u64 = 24 * 3600 * 1_000_000;
+
+/// SHA-256 of a judged text in hexadecimal, for the audit log.
+#[must_use]
+pub fn text_digest(text: &str) -> String {
+    crate::cache::hex(&Sha256::digest(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn categories(list: &[&str]) -> Vec<Category> {
+        list.iter().map(|text| Category::parse(text).unwrap()).collect()
+    }
+
+    #[test]
+    fn categories_are_s1_to_s14_and_nothing_else() {
+        for (text, number) in
+            [("S1", Some(1)), ("s14", Some(14)), ("S0", None), ("S15", None), ("S+1", None), ("1", None), ("S", None)]
+        {
+            assert_eq!(Category::parse(text).map(|category| category.0), number, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_verdict_blocks_unless_every_category_is_excused() {
+        let policy = Categories { flag: categories(&["S6"]), ignore: categories(&["S5"]) };
+        let cases: [(&[&str], Action); 6] = [
+            (&["S1"], Action::Block),
+            (&["S1", "S6"], Action::Block),
+            (&["S6"], Action::Flag),
+            (&["S5"], Action::Pass),
+            (&["S5", "S6"], Action::Flag),
+            (&[], Action::Block),
+        ];
+        for (named, action) in cases {
+            let verdict = Verdict::Unsafe { score: None, categories: categories(named) };
+            assert_eq!(decide(&verdict, &policy, OnFailure::Closed), action, "{named:?}");
+        }
+    }
+
+    #[test]
+    fn no_verdict_is_never_safe() {
+        let none = Categories::default();
+        assert_eq!(decide(&Verdict::Failed, &none, OnFailure::Closed), Action::Unavailable);
+        assert_eq!(decide(&Verdict::Failed, &none, OnFailure::Open), Action::Flag);
+    }
+}

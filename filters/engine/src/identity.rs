@@ -1,0 +1,89 @@
+//! Who is asking: an API key to a principal.
+
+use serde::{Deserialize, Deserializer, de};
+use sha2::{Digest as _, Sha256};
+use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
+
+use crate::config::Config;
+
+/// Who is asking, and under which policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    pub tenant: String,
+    pub user: String,
+    pub policy: String,
+}
+
+/// The SHA-256 of an API key: what the configuration holds instead of the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyDigest([u8; 32]);
+
+impl KeyDigest {
+    #[must_use]
+    pub fn of(key: &[u8]) -> Self {
+        Self(Sha256::digest(key).into())
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyDigest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let mut digest = [0; 32];
+        if text.len() != 64 {
+            return Err(de::Error::custom("expected 64 hexadecimal digits: printf %s \"$KEY\" | sha256sum"));
+        }
+        for (byte, pair) in digest.iter_mut().zip(text.as_bytes().chunks(2)) {
+            *byte = core::str::from_utf8(pair)
+                .ok()
+                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+                .ok_or_else(|| de::Error::custom("expected hexadecimal digits only"))?;
+        }
+        Ok(Self(digest))
+    }
+}
+
+/// The key of `Authorization: Bearer KEY`, else of `x-api-key: KEY`.
+#[must_use]
+pub fn presented<'a>(authorization: Option<&'a [u8]>, x_api_key: Option<&'a [u8]>) -> Option<&'a [u8]> {
+    authorization.and_then(bearer).or(x_api_key).map(<[u8]>::trim_ascii).filter(|key| !key.is_empty())
+}
+
+/// RFC 6750 §2.1; the scheme's name is case-insensitive (RFC 9110 §11.1).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, key) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
+}
+
+/// The principal of a key. Every configured digest is compared in full, whatever matches: the time taken says nothing
+/// about which keys exist.
+#[must_use]
+pub fn identify(config: &Config, key: &[u8]) -> Option<Principal> {
+    let digest = KeyDigest::of(key);
+    let mut found = u32::MAX;
+    for (i, entry) in (0_u32..).zip(&config.keys) {
+        found.conditional_assign(&i, entry.sha256.0.ct_eq(&digest.0));
+    }
+    let entry = config.keys.get(usize::try_from(found).ok()?)?;
+    Some(Principal { tenant: entry.tenant.clone(), user: entry.user.clone(), policy: entry.policy.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_comes_from_either_header_and_bearer_wins() {
+        let cases: [(Option<&[u8]>, Option<&[u8]>, Option<&[u8]>); 7] = [
+            (Some(b"Bearer sk-1"), None, Some(b"sk-1")),
+            (Some(b"bearer   sk-1 "), None, Some(b"sk-1")),
+            (None, Some(b"sk-2"), Some(b"sk-2")),
+            (Some(b"Bearer sk-1"), Some(b"sk-2"), Some(b"sk-1")),
+            (Some(b"Basic dXNlcg=="), Some(b"sk-2"), Some(b"sk-2")),
+            (Some(b"Bearer "), None, None),
+            (None, None, None),
+        ];
+        for (authorization, x_api_key, expected) in cases {
+            assert_eq!(presented(authorization, x_api_key), expected);
+        }
+    }
+}

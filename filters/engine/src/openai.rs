@@ -1,0 +1,10 @@
+//! OpenAI's chat completions: reads a request into a conversation, writes one for a provider, reads a provider's answer
+//! and writes one for the client.
+
+mod answer;
+mod chunk;
+mod request;
+
+pub use answer::{parse_answer, write_answer};
+pub use chunk::{Chunk, DONE, Frame, error_event, parse_chunk, refusal_chunk, with_model, with_model_in, write_replay};
+pub use request::{Edits, model_span, read, write_for_provider};

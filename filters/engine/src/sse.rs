@@ -1,0 +1,184 @@
+//! Server-sent events, over bytes: what a provider sends in pieces of any size comes out as whole events.
+//!
+//! Accepts what the WHATWG's event stream grammar accepts: CRLF, LF and a lone CR, `data:` with and without a space,
+//! several data lines, comments, a byte order mark, an event split anywhere, and (beyond the grammar) a last event
+//! without its empty line, as cut streams leave it.
+
+/// One event: the data lines joined by LF, and the bytes it came in, blank line included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// `None` when the block held only comments or other fields.
+    pub data: Option<Vec<u8>>,
+    pub raw: Vec<u8>,
+}
+
+/// An event of a server that never ends it would grow without end; no model's chunk comes near.
+pub const MAX_EVENT_BYTES: usize = 1024 * 1024;
+
+/// The stream's bytes are no event stream any more: an event exceeded [`MAX_EVENT_BYTES`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooLarge;
+
+/// Collects bytes into events.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    /// The bytes of the event that is not whole yet.
+    pending: Vec<u8>,
+    /// Up to where `pending` was searched for its end.
+    searched: usize,
+    started: bool,
+}
+
+impl Decoder {
+    /// Takes more bytes and hands every event that is now whole to `each`.
+    ///
+    /// # Errors
+    /// [`TooLarge`]; the events before were handed out.
+    pub fn feed(&mut self, bytes: &[u8], mut each: impl FnMut(Event)) -> Result<(), TooLarge> {
+        self.pending.extend_from_slice(bytes);
+        let mut start = 0;
+        let mut search = self.searched;
+        while let Some(end) = end_of_event(&self.pending, search) {
+            each(self.event(start, end));
+            start = end;
+            search = end;
+        }
+        self.pending.drain(..start);
+        // The last three bytes may be the beginning of a line end that the next bytes complete.
+        self.searched = self.pending.len().saturating_sub(3);
+        if self.pending.len() > MAX_EVENT_BYTES { Err(TooLarge) } else { Ok(()) }
+    }
+
+    /// The stream is over: the event whose blank line is missing, if there is one.
+    pub fn finish(&mut self) -> Option<Event> {
+        let rest = self.pending.len();
+        self.searched = 0;
+        let event = (rest > 0).then(|| self.event(0, rest));
+        self.pending.clear();
+        event
+    }
+
+    fn event(&mut self, start: usize, end: usize) -> Event {
+        let raw = self.pending.get(start..end).unwrap_or_default().to_vec();
+        let block = if self.started { &raw[..] } else { raw.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&raw) };
+        let data = data(block);
+        self.started = true;
+        Event { data, raw }
+    }
+}
+
+/// The index after the blank line that ends the event, searching from `from`.
+///
+/// A CR at the very end may be half of a CRLF: it ends nothing until the next byte is there.
+fn end_of_event(bytes: &[u8], from: usize) -> Option<usize> {
+    let mut i = from;
+    while let Some(offset) = bytes.get(i..)?.iter().position(|&byte| byte == b'\n' || byte == b'\r') {
+        let first = after_line_end(bytes, i.saturating_add(offset))?;
+        match bytes.get(first)? {
+            b'\n' | b'\r' => return after_line_end(bytes, first),
+            _ => i = first,
+        }
+    }
+    None
+}
+
+/// The index after the line end at `at`; `None` while a CR is the last byte.
+fn after_line_end(bytes: &[u8], at: usize) -> Option<usize> {
+    let next = at.saturating_add(1);
+    match (bytes.get(at)?, bytes.get(next)) {
+        (b'\r', Some(b'\n')) => Some(next.saturating_add(1)),
+        (b'\r', None) => None,
+        _ => Some(next),
+    }
+}
+
+fn data(block: &[u8]) -> Option<Vec<u8>> {
+    let mut data: Option<Vec<u8>> = None;
+    for line in block.split(|&byte| byte == b'\n' || byte == b'\r') {
+        let value = match line.strip_prefix(b"data") {
+            Some([]) => &[][..],
+            Some([b':', b' ', value @ ..] | [b':', value @ ..]) => value,
+            _ => continue,
+        };
+        match &mut data {
+            None => data = Some(value.to_vec()),
+            Some(data) => {
+                data.push(b'\n');
+                data.extend_from_slice(value);
+            }
+        }
+    }
+    data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decode(chunks: &[&[u8]]) -> Vec<Event> {
+        let (mut decoder, mut events) = (Decoder::default(), Vec::new());
+        for chunk in chunks {
+            decoder.feed(chunk, |event| events.push(event)).unwrap();
+        }
+        events.extend(decoder.finish());
+        events
+    }
+
+    fn datas(stream: &[u8]) -> Vec<Option<String>> {
+        decode(&[stream]).into_iter().map(|event| event.data.map(|data| String::from_utf8(data).unwrap())).collect()
+    }
+
+    #[test]
+    fn every_form_of_the_grammar_is_read() {
+        let cases: &[(&str, &[Option<&str>])] = &[
+            ("data: a\n\ndata: b\n\n", &[Some("a"), Some("b")]),
+            ("data:a\r\n\r\ndata: b\r\rdata: c\n\n", &[Some("a"), Some("b"), Some("c")]),
+            ("data: a\ndata: b\n\n", &[Some("a\nb")]),
+            (": keep-alive\n\ndata: a\n\n", &[None, Some("a")]),
+            ("event: x\nid: 7\ndata: a\n\n", &[Some("a")]),
+            ("\u{feff}data: a\n\n", &[Some("a")]),
+            ("data: a\n\ndata: cut", &[Some("a"), Some("cut")]),
+            ("data\n\n", &[Some("")]),
+            ("data:  two spaces\n\n", &[Some(" two spaces")]),
+            ("database: no\n\n", &[None]),
+        ];
+        for (stream, expected) in cases {
+            let expected: Vec<Option<String>> = expected.iter().map(|data| data.map(str::to_owned)).collect();
+            assert_eq!(datas(stream.as_bytes()), expected, "{stream:?}");
+        }
+    }
+
+    #[test]
+    fn an_event_without_end_is_refused_at_the_bound() {
+        let mut decoder = Decoder::default();
+        let piece = vec![b'x'; MAX_EVENT_BYTES / 2];
+        assert_eq!(decoder.feed(&piece, |_| {}), Ok(()));
+        assert_eq!(decoder.feed(&piece, |_| {}), Ok(()));
+        assert_eq!(decoder.feed(b"x", |_| {}), Err(TooLarge));
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_gives_the_same_events_and_loses_no_byte(
+            lines in prop::collection::vec(("(data: ?|: |event: |data|)[a-zä€😀]{0,6}", "(\n|\r\n|\r)(\n|\r\n|\r|)"), 0..12),
+            cuts in prop::collection::vec(0_usize..200, 0..12),
+        ) {
+            let stream: Vec<u8> = lines.into_iter().flat_map(|(line, end)| format!("{line}{end}").into_bytes()).collect();
+            let mut cuts: Vec<usize> = cuts.into_iter().filter(|&cut| cut <= stream.len()).collect();
+            cuts.sort_unstable();
+            let mut chunks = Vec::new();
+            let mut from = 0;
+            for cut in cuts.into_iter().chain([stream.len()]) {
+                chunks.push(&stream[from..cut]);
+                from = cut;
+            }
+            let whole = decode(&[&stream]);
+            prop_assert_eq!(&decode(&chunks), &whole);
+            let bytes: Vec<&[u8]> = stream.chunks(1).collect();
+            prop_assert_eq!(&decode(&bytes), &whole);
+            let raw: Vec<u8> = whole.into_iter().flat_map(|event| event.raw).collect();
+            prop_assert_eq!(raw, stream);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Envoy's side, as values. The SDK's own wrappers panic on statuses that Envoy does return (a property that cannot be
+//! serialised, a buffer outside its phase) and on header values that are no UTF-8; a panic ends every stream of the
+//! worker. So the imports are called here directly, and what goes wrong is an `Option` or a `bool`.
+
+#![expect(unsafe_code, reason = "the only place where the host's functions are called")]
+
+use core::ptr::{null, null_mut};
+use core::time::Duration;
+
+use proxy_wasm::hostcalls;
+
+/// Which header map; the numbers are the ABI's.
+#[derive(Debug, Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum Map {
+    Request = 0,
+    Response = 2,
+    Callout = 6,
+}
+
+/// Which buffer; the numbers are the ABI's.
+#[derive(Debug, Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum Buffer {
+    RequestBody = 0,
+    ResponseBody = 1,
+    CalloutBody = 4,
+}
+
+const OK: u32 = 0;
+
+#[cfg_attr(target_arch = "wasm32", link(wasm_import_module = "env"))]
+unsafe extern "C" {
+    fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_set_header_map_pairs(map: u32, data: *const u8, size: usize) -> u32;
+    fn proxy_get_header_map_value(
+        map: u32,
+        key: *const u8,
+        key_size: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+    ) -> u32;
+    fn proxy_replace_header_map_value(
+        map: u32,
+        key: *const u8,
+        key_size: usize,
+        value: *const u8,
+        value_size: usize,
+    ) -> u32;
+    fn proxy_remove_header_map_value(map: u32, key: *const u8, key_size: usize) -> u32;
+    fn proxy_get_buffer_bytes(buffer: u32, start: usize, max: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_set_buffer_bytes(buffer: u32, start: usize, size: usize, data: *const u8, data_size: usize) -> u32;
+    fn proxy_get_property(path: *const u8, path_size: usize, data: *mut *mut u8, size: *mut usize) -> u32;
+    fn proxy_set_property(path: *const u8, path_size: usize, value: *const u8, value_size: usize) -> u32;
+    fn proxy_get_shared_data(
+        key: *const u8,
+        key_size: usize,
+        data: *mut *mut u8,
+        size: *mut usize,
+        cas: *mut u32,
+    ) -> u32;
+    fn proxy_set_shared_data(key: *const u8, key_size: usize, value: *const u8, value_size: usize, cas: u32) -> u32;
+    fn proxy_send_local_response(
+        status: u32,
+        details: *const u8,
+        details_size: usize,
+        body: *const u8,
+        body_size: usize,
+        headers: *const u8,
+        headers_size: usize,
+        grpc_status: i32,
+    ) -> u32;
+    fn proxy_continue_stream(stream: u32) -> u32;
+    fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
+}
+
+/// What a call returned by pointer: memory that the host allocated through the SDK's allocator, now ours.
+fn returned(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Option<Vec<u8>> {
+    let (mut data, mut size) = (null_mut(), 0);
+    if call(&raw mut data, &raw mut size) != OK {
+        return None;
+    }
+    if data.is_null() {
+        return Some(Vec::new());
+    }
+    // SAFETY: on success the host has had `size` bytes allocated by `proxy_on_memory_allocate`, which is a `Vec` of
+    // exactly that capacity that the SDK forgot.
+    Some(unsafe { Vec::from_raw_parts(data, size, size) })
+}
+
+/// A whole header map: names in lower case, values as they came.
+pub(crate) fn headers(map: Map) -> Vec<(String, Vec<u8>)> {
+    // SAFETY: the pointers are valid for the call.
+    let bytes = returned(|data, size| unsafe { proxy_get_header_map_pairs(map as u32, data, size) });
+    bytes.and_then(|bytes| read_pairs(&bytes)).unwrap_or_default()
+}
+
+/// The ABI's form: a count, then all sizes, then each name and value with a zero byte behind it.
+fn read_pairs(bytes: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
+    let number = |at: usize| {
+        let bytes = bytes.get(at..)?.first_chunk::<4>()?;
+        usize::try_from(u32::from_le_bytes(*bytes)).ok()
+    };
+    if bytes.is_empty() {
+        return Some(Vec::new());
+    }
+    let count = number(0)?;
+    let mut at = count.checked_mul(8)?.checked_add(4)?;
+    let mut pairs = Vec::with_capacity(count.min(1024));
+    for i in 0..count {
+        let sizes = i.checked_mul(8)?.checked_add(4)?;
+        let mut take = |size: usize| {
+            let taken = bytes.get(at..at.checked_add(size)?)?;
+            at = at.checked_add(size)?.checked_add(1)?;
+            Some(taken)
+        };
+        let name = String::from_utf8_lossy(take(number(sizes)?)?).into_owned();
+        pairs.push((name, take(number(sizes.checked_add(4)?)?)?.to_vec()));
+    }
+    Some(pairs)
+}
+
+fn write_pairs<'a>(pairs: impl ExactSizeIterator<Item = (&'a str, &'a [u8])> + Clone) -> Vec<u8> {
+    let size = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
+    let mut bytes = Vec::with_capacity(512);
+    bytes.extend_from_slice(&size(pairs.len()));
+    for (name, value) in pairs.clone() {
+        bytes.extend_from_slice(&size(name.len()));
+        bytes.extend_from_slice(&size(value.len()));
+    }
+    for (name, value) in pairs {
+        bytes.extend_from_slice(name.as_bytes());
+        bytes.push(0);
+        bytes.extend_from_slice(value);
+        bytes.push(0);
+    }
+    bytes
+}
+
+fn pairs_of<'a>(headers: &'a [(&'static str, String)]) -> impl ExactSizeIterator<Item = (&'a str, &'a [u8])> + Clone {
+    headers.iter().map(|(name, value)| (*name, value.as_bytes()))
+}
+
+pub(crate) fn set_headers(map: Map, headers: &[(&'static str, String)]) -> bool {
+    let bytes = write_pairs(pairs_of(headers));
+    // SAFETY: the slice is valid for the call.
+    unsafe { proxy_set_header_map_pairs(map as u32, bytes.as_ptr(), bytes.len()) == OK }
+}
+
+pub(crate) fn header(map: Map, name: &str) -> Option<Vec<u8>> {
+    // SAFETY: the pointers are valid for the call.
+    returned(|data, size| unsafe { proxy_get_header_map_value(map as u32, name.as_ptr(), name.len(), data, size) })
+}
+
+pub(crate) fn set_header(map: Map, name: &str, value: &str) -> bool {
+    // SAFETY: the slices are valid for the call.
+    unsafe { proxy_replace_header_map_value(map as u32, name.as_ptr(), name.len(), value.as_ptr(), value.len()) == OK }
+}
+
+pub(crate) fn remove_header(map: Map, name: &str) -> bool {
+    // SAFETY: the slice is valid for the call.
+    unsafe { proxy_remove_header_map_value(map as u32, name.as_ptr(), name.len()) == OK }
+}
+
+/// The bytes of a buffer from `start` on.
+pub(crate) fn buffer(buffer: Buffer, start: usize, max: usize) -> Vec<u8> {
+    if max == 0 {
+        return Vec::new();
+    }
+    // SAFETY: the pointers are valid for the call.
+    returned(|data, size| unsafe { proxy_get_buffer_bytes(buffer as u32, start, max, data, size) }).unwrap_or_default()
+}
+
+/// Replaces a whole buffer.
+pub(crate) fn set_buffer(buffer: Buffer, bytes: &[u8]) -> bool {
+    // SAFETY: the slice is valid for the call. A size beyond the buffer's means all of it.
+    unsafe { proxy_set_buffer_bytes(buffer as u32, 0, usize::MAX, bytes.as_ptr(), bytes.len()) == OK }
+}
+
+pub(crate) fn property(path: &[&str]) -> Option<Vec<u8>> {
+    let path = path.join("\0");
+    // SAFETY: the pointers are valid for the call.
+    returned(|data, size| unsafe { proxy_get_property(path.as_ptr(), path.len(), data, size) })
+}
+
+/// Sets filter state: `wasm.NAME`, readable by other filters of the stream and by the access log.
+pub(crate) fn set_property(name: &str, value: &[u8]) -> bool {
+    // SAFETY: the slices are valid for the call.
+    unsafe { proxy_set_property(name.as_ptr(), name.len(), value.as_ptr(), value.len()) == OK }
+}
+
+/// A value shared by all workers, and the number that a compare-and-swap needs.
+pub(crate) fn shared_data(key: &str) -> (Option<Vec<u8>>, Option<u32>) {
+    let mut cas = 0;
+    // SAFETY: the pointers are valid for the call.
+    let value =
+        returned(|data, size| unsafe { proxy_get_shared_data(key.as_ptr(), key.len(), data, size, &raw mut cas) });
+    (value, (cas != 0).then_some(cas))
+}
+
+/// `false`: somebody else wrote since `cas` was read.
+pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: Option<u32>) -> bool {
+    // SAFETY: the slices are valid for the call.
+    unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas.unwrap_or(0)) == OK }
+}
+
+pub(crate) fn send_reply(status: u16, headers: &[(&'static str, String)], body: &[u8]) -> bool {
+    let pairs = write_pairs(pairs_of(headers));
+    // SAFETY: the slices are valid for the call; -1 is "no gRPC status".
+    unsafe {
+        proxy_send_local_response(
+            u32::from(status),
+            null(),
+            0,
+            body.as_ptr(),
+            body.len(),
+            pairs.as_ptr(),
+            pairs.len(),
+            -1,
+        ) == OK
+    }
+}
+
+pub(crate) fn resume_request() {
+    // SAFETY: takes no pointers. 0 is the HTTP request. A stream that is gone is not resumed, which is right.
+    let _ = unsafe { proxy_continue_stream(0) };
+}
+
+pub(crate) fn resume_response() {
+    // SAFETY: takes no pointers. 1 is the HTTP response.
+    let _ = unsafe { proxy_continue_stream(1) };
+}
+
+/// Microseconds since the Unix epoch.
+pub(crate) fn now_us() -> u64 {
+    let mut ns = 0;
+    // SAFETY: the pointer is valid for the call.
+    let _ = unsafe { proxy_get_current_time_nanoseconds(&raw mut ns) };
+    ns / 1000
+}
+
+/// Starts a callout; `None` when the cluster is not there. Through the SDK, whose dispatcher has to know the token.
+pub(crate) fn call(cluster: &str, headers: &[(&str, &str)], body: &[u8], timeout_ms: u64) -> Option<u32> {
+    let body = (!body.is_empty()).then_some(body);
+    hostcalls::dispatch_http_call(cluster, headers.to_vec(), body, Vec::new(), Duration::from_millis(timeout_ms)).ok()
+}
