@@ -65,12 +65,12 @@ pub struct Provider {
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Price {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "decimal::required")]
     pub input: f64,
     /// Of the input, what the provider took from its prefix cache.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "decimal::optional")]
     pub cached: Option<f64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "decimal::required")]
     pub output: f64,
 }
 
@@ -206,7 +206,7 @@ pub struct InputGuard {
     #[serde(default)]
     pub on_failure: OnFailure,
     /// P(unsafe) from which a text is unsafe.
-    #[serde(default = "defaults::threshold")]
+    #[serde(default = "defaults::threshold", deserialize_with = "decimal::required")]
     pub threshold: f64,
     #[serde(default)]
     pub categories: Categories,
@@ -220,7 +220,7 @@ pub struct OutputGuard {
     pub timeout_ms: u64,
     #[serde(default)]
     pub on_failure: OnFailure,
-    #[serde(default = "defaults::threshold")]
+    #[serde(default = "defaults::threshold", deserialize_with = "decimal::required")]
     pub threshold: f64,
     #[serde(default)]
     pub categories: Categories,
@@ -245,7 +245,7 @@ pub struct Categories {
 pub struct Cache {
     pub ttl_s: u64,
     /// Answers sampled above this temperature are not cached.
-    #[serde(default = "defaults::max_temperature")]
+    #[serde(default = "defaults::max_temperature", deserialize_with = "decimal::required")]
     pub max_temperature: f64,
 }
 
@@ -290,11 +290,23 @@ mod defaults {
 }
 
 impl Config {
-    /// Parses and validates the JSON that Envoy makes of a filter's `configuration`.
+    /// Parses and validates what Envoy hands a filter as its `configuration`: a JSON text, or an encoded
+    /// `google.protobuf.Struct` (measured on 1.40: an inline `Struct` arrives encoded).
     ///
     /// # Errors
     /// The first mistake found, with the path of its key.
-    pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+    pub fn parse(configuration: &[u8]) -> Result<Self, ConfigError> {
+        if configuration.trim_ascii_start().starts_with(b"{") {
+            return Self::parse_json(configuration);
+        }
+        let value = structure::decode(configuration).ok_or_else(|| ConfigError {
+            path: ".".to_owned(),
+            message: "expected a google.protobuf.Struct, or a StringValue with JSON in it".to_owned(),
+        })?;
+        Self::parse_json(value.to_string().as_bytes())
+    }
+
+    fn parse_json(json: &[u8]) -> Result<Self, ConfigError> {
         let config: Self = serde_json::from_slice(json).map_err(|error| ConfigError {
             path: path::at(json, error.line(), error.column()),
             message: without_place(&error.to_string()),
@@ -338,7 +350,9 @@ fn without_place(message: &str) -> String {
     message.split(" at line ").next().unwrap_or_default().to_owned()
 }
 
+mod decimal;
 mod path;
+mod structure;
 mod validate;
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ pub enum Effect {
         used: u64,
     },
     Call(Callout),
-    /// Replaces the whole request head: nothing of the client's head goes on that is not in here.
+    /// Replaces the request head but for its pseudo-headers: nothing of the client's goes on that is not in here.
     SetRequestHead(Vec<(&'static str, String)>),
     SetRequestBody(Vec<u8>),
     /// For the provider filter: a [`crate::provider::Ask`] in filter state.

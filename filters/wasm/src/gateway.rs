@@ -12,6 +12,8 @@ use crate::shared::Shared;
 pub(crate) struct GatewayStream {
     shared: Rc<Shared>,
     flow: Flow,
+    /// The names in the client's head, until it is replaced.
+    client_names: Vec<String>,
     /// Callouts in flight: the host's token, the engine's name.
     calls: Vec<(u32, Call)>,
     request_paused: bool,
@@ -33,6 +35,7 @@ impl GatewayStream {
         Self {
             shared,
             flow: Flow::default(),
+            client_names: Vec::new(),
             calls: Vec::new(),
             request_paused: false,
             response_paused: false,
@@ -70,9 +73,7 @@ impl GatewayStream {
             }
             Effect::Settle { bucket, limits, reserved, used } => Shared::settle(&bucket, &limits, reserved, used),
             Effect::Call(callout) => return self.call(&callout),
-            Effect::SetRequestHead(headers) => {
-                host::set_headers(Map::Request, &headers);
-            }
+            Effect::SetRequestHead(headers) => self.replace_request_head(&headers),
             Effect::SetRequestBody(body) => {
                 host::set_buffer(Buffer::RequestBody, &body);
             }
@@ -96,6 +97,18 @@ impl GatewayStream {
             }
         }
         None
+    }
+
+    /// One header at a time: setting the map as a whole makes Envoy 1.40 find no route any more (measured).
+    fn replace_request_head(&mut self, headers: &[(&'static str, String)]) {
+        for name in core::mem::take(&mut self.client_names) {
+            if !name.starts_with(':') && !headers.iter().any(|(kept, _)| **kept == name) {
+                host::remove_header(Map::Request, &name);
+            }
+        }
+        for (name, value) in headers {
+            host::set_header(Map::Request, name, value);
+        }
     }
 
     fn call(&mut self, callout: &Callout) -> Option<Event<'static>> {
@@ -164,6 +177,7 @@ impl Context for GatewayStream {
 impl HttpContext for GatewayStream {
     fn on_http_request_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
         let head = host::headers(Map::Request);
+        self.client_names = head.iter().map(|(name, _)| name.clone()).collect();
         let entropy = self.shared.entropy();
         self.step(Event::RequestHead { head: Head(&head), ends: end_of_stream, entropy });
         self.request_action()

@@ -39,8 +39,13 @@ struct Walker {
 
 enum Step {
     /// The key last read, and whether its value has begun.
-    Object { key: String, in_value: bool },
-    Array { index: usize },
+    Object {
+        key: String,
+        in_value: bool,
+    },
+    Array {
+        index: usize,
+    },
 }
 
 impl Walker {
@@ -89,7 +94,14 @@ mod tests {
     #[test]
     fn the_path_is_that_of_the_key_at_the_place() {
         let json = br#"{"a": [1, {"b\"x": {"c": true, "d": "e"}}], "f": {}}"#;
-        for (found, path) in [("true", "a[1].b\\\"x.c"), ("\"d\"", "a[1].b\\\"x.d"), ("\"e\"", "a[1].b\\\"x.d"), ("1,", "a[0]"), ("}}", "a[1].b\\\"x.d"), ("{\"a", "a")] {
+        for (found, path) in [
+            ("true", "a[1].b\\\"x.c"),
+            ("\"d\"", "a[1].b\\\"x.d"),
+            ("\"e\"", "a[1].b\\\"x.d"),
+            ("1,", "a[0]"),
+            ("}}", "a[1].b\\\"x.d"),
+            ("{\"a", "a"),
+        ] {
             let text = core::str::from_utf8(json).unwrap();
             let column = text.find(found).unwrap() + found.len();
             let column = if found == "1," || found == "}}" { column - found.len() } else { column };

@@ -3,7 +3,7 @@ use super::*;
 /// A whole, valid configuration.
 const VALID: &str = r#"{
   "providers": [
-    {"name": "vllm", "cluster": "vllm", "authority": "h:1", "api_key_env": "V", "price": {"input": 0.1, "output": 0.2}},
+    {"name": "vllm", "cluster": "vllm", "authority": "h:1", "api_key_env": "V", "price": {"input": "0.1", "output": 0.2}},
     {"name": "openai", "cluster": "openai", "authority": "h:2"}],
   "models": [{"name": "m", "aliases": ["n"], "cluster": "c", "chain": [{"provider": "vllm", "model": "x"}, {"provider": "openai", "model": "y"}]}],
   "guard": {"cluster": "g", "authority": "h:3", "model": "lg"},
@@ -33,22 +33,52 @@ fn a_valid_configuration_resolves_keys_models_and_aliases() {
 #[test]
 fn every_mistake_names_its_key_and_what_was_expected() {
     for (replace, by, path, message) in [
-        ("\"mode\": \"parallel\"", "\"mode\": \"parallell\"", "policies.p.input_guard.mode", "unknown variant `parallell`"),
+        (
+            "\"mode\": \"parallel\"",
+            "\"mode\": \"parallell\"",
+            "policies.p.input_guard.mode",
+            "unknown variant `parallell`",
+        ),
         ("\"ttl_s\"", "\"ttl\"", "policies.p.cache.ttl", "unknown field `ttl`"),
         ("\"limits\"", "\"limit\"", "policies.p.limit", "unknown field"),
         ("\"S6\"", "\"S60\"", "policies.p.input_guard.categories.flag", "expected S1 to S14"),
         ("\"window_tokens\": [8]", "\"window_tokens\": [0]", "policies.p.output_guard.window_tokens", "1 or more"),
-        ("\"requests_per_minute\": 5", "\"requests_per_minute\": 0", "policies.p.limits.requests_per_minute", "no limit"),
-        ("\"requests_per_minute\": 5", "\"requests_per_minute\": -5", "policies.p.limits.requests_per_minute", "invalid value"),
+        (
+            "\"requests_per_minute\": 5",
+            "\"requests_per_minute\": 0",
+            "policies.p.limits.requests_per_minute",
+            "no limit",
+        ),
+        (
+            "\"requests_per_minute\": 5",
+            "\"requests_per_minute\": -5",
+            "policies.p.limits.requests_per_minute",
+            "invalid value",
+        ),
         ("\"policy\": \"p\"", "\"policy\": \"q\"", "keys[0].policy", "expected one of: p"),
         ("32a642", "xxa642", "keys[0].sha256", "hexadecimal"),
-        ("\"provider\": \"openai\"", "\"provider\": \"azure\"", "models[0].chain[1].provider", "no provider named `azure`"),
+        (
+            "\"provider\": \"openai\"",
+            "\"provider\": \"azure\"",
+            "models[0].chain[1].provider",
+            "no provider named `azure`",
+        ),
         ("\"aliases\": [\"n\"]", "\"aliases\": [\"m\"]", "models[0]", "stands twice"),
         ("\"name\": \"openai\"", "\"name\": \"vllm\"", "providers[1].name", "stands twice"),
         ("\"output\": 0.2", "\"output\": -1", "providers[0].price.output", "0 or more"),
         ("\"model\": \"lg\"", "\"model\": \"lg\", \"base_path\": \"v1/\"", "guard.base_path", "`/v1`"),
-        ("\"mode\": \"hold\"", "\"mode\": \"hold\", \"threshold\": 1.5", "policies.p.output_guard.threshold", "probability"),
-        ("\"mode\": \"hold\"", "\"mode\": \"hold\", \"timeout_ms\": 0", "policies.p.output_guard.timeout_ms", "at least 1"),
+        (
+            "\"mode\": \"hold\"",
+            "\"mode\": \"hold\", \"threshold\": 1.5",
+            "policies.p.output_guard.threshold",
+            "probability",
+        ),
+        (
+            "\"mode\": \"hold\"",
+            "\"mode\": \"hold\", \"timeout_ms\": 0",
+            "policies.p.output_guard.timeout_ms",
+            "at least 1",
+        ),
     ] {
         let error = mistake(replace, by);
         assert_eq!(error.path, path, "{error}");

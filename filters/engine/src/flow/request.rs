@@ -85,7 +85,7 @@ impl Flow {
         match api {
             "models" => self.on_models(head.path(), &principal, context),
             "feedback" => {
-                context.effects.push(Effect::SetRequestHead(respond::feedback_head(head, &principal, context.config)));
+                context.effects.push(Effect::SetRequestHead(respond::feedback_head(head, &principal)));
                 State::Settled
             }
             _ => {

@@ -65,14 +65,9 @@ pub(super) fn model(name: &str, trace_id: &str) -> Reply {
 }
 
 /// The head of the request to the sidecar: who the caller is, and nothing else of what the client sent.
-pub(super) fn feedback_head(head: &Head<'_>, principal: &Principal, config: &Config) -> Headers {
+pub(super) fn feedback_head(head: &Head<'_>, principal: &Principal) -> Headers {
     let text = |name: &str| head.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
-    let authority = config.sidecar.as_ref().map(|sidecar| sidecar.authority.clone());
     let mut headers = vec![
-        (":method", "POST".to_owned()),
-        (":path", "/feedback".to_owned()),
-        (":scheme", "http".to_owned()),
-        (":authority", authority.or_else(|| text(":authority")).unwrap_or_default()),
         (JSON.0, JSON.1.to_owned()),
         ("x-parapet-tenant", principal.tenant.clone()),
         ("x-parapet-user", principal.user.clone()),
@@ -82,18 +77,10 @@ pub(super) fn feedback_head(head: &Head<'_>, principal: &Principal, config: &Con
 }
 
 /// The head of the request to a provider. The client's own head ends here: its key, its cookies, its `x-envoy-*`. Path,
-/// authority and key are the provider filter's, once per attempt; the path here still chooses the route.
+/// authority and key are the provider filter's, once per attempt; until then the client's path chooses the route.
 pub(super) fn provider_head(exchange: &Exchange, body_bytes: usize, config: &Config) -> Headers {
-    let path = match exchange.wire {
-        super::exchange::Wire::OpenAi { .. } => "/v1/chat/completions",
-        super::exchange::Wire::Chat => "/chat",
-    };
     let cluster = config.models.get(exchange.model).map(|model| model.cluster.clone()).unwrap_or_default();
     let mut headers = vec![
-        (":method", "POST".to_owned()),
-        (":path", path.to_owned()),
-        (":scheme", "http".to_owned()),
-        (":authority", "parapet".to_owned()),
         (JSON.0, JSON.1.to_owned()),
         ("accept", if exchange.stream { "text/event-stream" } else { "application/json" }.to_owned()),
         ("content-length", body_bytes.to_string()),

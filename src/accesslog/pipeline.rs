@@ -1,0 +1,244 @@
+//! The effects of the access log's lines, in the order that lets a kill at any point be repaired by reading on from the
+//! saved position: spool, audit, cache, position, and only then the upload's view of the spool and the counters.
+//!
+//! What was done before a kill is known after it: the spool's ids, the audit log's own lines, the cache's entries. A
+//! disk that is full stops the pipeline where it is; the file waits.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use uuid::Uuid;
+
+use super::line::{self, Line, Skipped};
+use super::position::PositionFile;
+use super::rotate::Rotator;
+use super::tail::{Polled, Tail};
+use crate::audit::Audit;
+use crate::cache::{self, Store};
+use crate::langsmith::tree;
+use crate::metrics::Metrics;
+use crate::spool::Spool;
+use crate::spool::index::Index;
+
+/// Read at a time; the pipeline's memory is a small multiple.
+const BATCH_BYTES: usize = 4 << 20;
+/// Between looks at a file that had nothing new. Envoy itself writes every 100 ms or so.
+const IDLE: Duration = Duration::from_millis(20);
+const RETRY: Duration = Duration::from_secs(1);
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Lines that could not be used are logged at most so often.
+const SAMPLE: Duration = Duration::from_secs(10);
+
+/// Tells the pipeline's thread to end.
+#[derive(Debug, Default)]
+pub struct Stop {
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Stop {
+    pub fn stop(&self) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits so long unless told to end; true when told.
+    pub fn wait(&self, time: Duration) -> bool {
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stopped, _) =
+            self.changed.wait_timeout_while(stopped, time, |stopped| !*stopped).unwrap_or_else(PoisonError::into_inner);
+        *stopped
+    }
+}
+
+pub struct Pipeline {
+    pub tail: Tail,
+    pub position: PositionFile,
+    pub spool: Arc<Spool>,
+    pub index: Arc<Mutex<Index>>,
+    pub audit: Audit,
+    pub cache: Arc<Store>,
+    pub metrics: Arc<Metrics>,
+    pub rotator: Option<Rotator>,
+    pub stop: Arc<Stop>,
+    pub sampled: Option<Instant>,
+}
+
+impl Pipeline {
+    /// Follows the file until told to end. Everything read by then is durable and the position is saved, or will be
+    /// read again.
+    pub fn run(mut self) {
+        let mut housekept = Instant::now();
+        while !self.stop.wait(Duration::ZERO) {
+            match self.step() {
+                Ok(true) => {}
+                Ok(false) => {
+                    if housekept.elapsed() >= HOUSEKEEPING {
+                        housekept = Instant::now();
+                        self.housekeep();
+                    }
+                    self.stop.wait(IDLE);
+                }
+                Err(error) => {
+                    tracing::error!("the access log cannot be read: {error}; trying again");
+                    self.stop.wait(RETRY);
+                }
+            }
+        }
+    }
+
+    /// One read and all its effects. False when there was nothing new, or when told to end in the middle.
+    pub fn step(&mut self) -> io::Result<bool> {
+        let polled = self.tail.poll(BATCH_BYTES)?;
+        self.metrics.backlog(self.tail.backlog());
+        if polled.is_idle() {
+            return Ok(false);
+        }
+        Ok(self.take(&polled).is_some())
+    }
+
+    fn take(&mut self, polled: &Polled) -> Option<()> {
+        self.note(polled);
+        let mut lines = Vec::with_capacity(polled.lines.len());
+        let mut texts: Vec<&[u8]> = Vec::with_capacity(polled.lines.len());
+        for text in &polled.lines {
+            match line::parse(text) {
+                Ok((line, start)) => {
+                    if start > 0 {
+                        self.skip(&Skipped::NotOurs { at: start }, 1);
+                    }
+                    lines.push(line);
+                    texts.push(text.get(start..).unwrap_or_default());
+                }
+                Err(why) => self.skip(&why, 1),
+            }
+        }
+        let fresh = self.fresh(&lines);
+        let (stop, metrics) = (&*self.stop, &*self.metrics);
+
+        let spooled: Vec<&[u8]> = texts
+            .iter()
+            .zip(&lines)
+            .zip(&fresh)
+            .filter(|((_, line), fresh)| **fresh && line.is_run())
+            .map(|((text, _), _)| *text)
+            .collect();
+        retry(stop, metrics, "spool", || self.spool.append(&spooled))?;
+        self.remember(&lines, &fresh);
+
+        let audited = retry(stop, metrics, "audit log", || self.audit.append(&lines))?;
+        audited.into_iter().for_each(|side| metrics.audited(side.name()));
+
+        let entries: Vec<_> = lines.iter().filter_map(|line| cache::storable(&line.record)).collect();
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        // A cache may forget: an entry that cannot be written is no reason to hold the log.
+        if let Err(error) = self.cache.put(&entries, now_s) {
+            metrics.write_failed();
+            tracing::warn!("{} answers could not be cached: {error}", entries.len());
+        }
+
+        if let Some(position) = &polled.position {
+            retry(stop, metrics, "access log position", || self.position.save(position))?;
+        }
+        self.spool.publish();
+        for (line, fresh) in lines.iter().zip(fresh) {
+            if fresh {
+                self.metrics.record(&line.record);
+            } else {
+                self.metrics.duplicate();
+            }
+        }
+        Some(())
+    }
+
+    /// Which of the lines were not seen before, here or earlier in the batch.
+    fn fresh(&self, lines: &[Line]) -> Vec<bool> {
+        let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batch: HashSet<Uuid> = HashSet::new();
+        lines.iter().map(|line| index.get(line.id).is_none() && batch.insert(line.id)).collect()
+    }
+
+    fn remember(&self, lines: &[Line], fresh: &[bool]) {
+        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        for (line, _) in lines.iter().zip(fresh).filter(|(line, fresh)| **fresh && line.is_run()) {
+            remember(&mut index, line);
+        }
+    }
+
+    fn note(&mut self, polled: &Polled) {
+        if polled.switched {
+            self.metrics.file_event("switched");
+        }
+        if polled.truncated {
+            self.metrics.file_event("truncated");
+            tracing::warn!("the access log was cut; reading it from its start");
+        }
+        if polled.lost {
+            self.metrics.file_event("lost");
+            tracing::error!(
+                "the access log file that was read last ({}) is gone, with whatever was not read of it",
+                self.position.path().display()
+            );
+        }
+        if polled.too_long > 0 {
+            self.skip(&Skipped::TooLong, polled.too_long);
+        }
+    }
+
+    fn skip(&mut self, why: &Skipped, lines: u64) {
+        self.metrics.skipped(why, lines);
+        if *why != Skipped::Unrecorded && self.sampled.is_none_or(|at| at.elapsed() > SAMPLE) {
+            self.sampled = Some(Instant::now());
+            tracing::warn!("a line of the access log near byte {} is skipped: {why}", self.tail.offset());
+        }
+    }
+
+    fn housekeep(&mut self) {
+        if let Some(rotator) = &mut self.rotator
+            && let Err(error) = rotator.tick(&self.tail, &self.spool)
+        {
+            self.metrics.file_event("rotate_failed");
+            tracing::warn!("the access log could not be rotated: {error}; trying again");
+        }
+        if let Err(error) = self.spool.remove_expired() {
+            tracing::warn!("old spool segments could not be removed: {error}; trying again");
+        }
+    }
+}
+
+/// Fills the index from what the spool kept.
+pub fn rebuild(spool: &Spool, index: &mut Index) -> io::Result<()> {
+    spool.for_each(|bytes| {
+        if let Ok((line, _)) = line::parse(bytes) {
+            remember(index, &line);
+        }
+    })
+}
+
+fn remember(index: &mut Index, line: &Line) {
+    let order = tree::root_order(line);
+    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us);
+}
+
+/// Does it until it is done; none when told to end before.
+fn retry<T>(stop: &Stop, metrics: &Metrics, what: &str, mut act: impl FnMut() -> io::Result<T>) -> Option<T> {
+    let mut wait = Duration::from_millis(100);
+    loop {
+        match act() {
+            Ok(done) => return Some(done),
+            Err(error) => {
+                metrics.write_failed();
+                tracing::error!("the {what} cannot be written: {error}; nothing is lost, trying again in {wait:?}");
+                if stop.wait(wait) {
+                    return None;
+                }
+                wait = (wait * 2).min(Duration::from_secs(10));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! What of a record can be selected by: tags and flat metadata. Their names are stable.
+
+use serde_json::{Map, Value};
+
+use super::{Builder, blocked, failed_over, labelled, usd};
+
+impl Builder<'_> {
+    /// What every run of the tree carries: the thread, and whose it is.
+    pub(super) fn metadata(&self) -> Map<String, Value> {
+        let record = self.record;
+        let mut metadata = Map::new();
+        metadata.extend(record.session.clone().map(|session| ("session_id".to_owned(), session.into())));
+        for (key, value) in [("tenant", &record.tenant), ("user", &record.user), ("policy", &record.policy)] {
+            if !value.is_empty() {
+                metadata.insert(key.into(), value.clone().into());
+            }
+        }
+        for (key, value) in [("feature", &record.feature), ("end_user", &record.end_user)] {
+            metadata.extend(value.clone().map(|value| (key.to_owned(), value.into())));
+        }
+        metadata
+    }
+
+    pub(super) fn root_metadata(&self) -> Map<String, Value> {
+        let record = self.record;
+        let mut metadata = self.metadata();
+        let mut put = |key: &str, value: Value| {
+            metadata.insert(key.to_owned(), value);
+        };
+        put("api", record.api.clone().into());
+        put("model", record.model.clone().into());
+        put("stream", record.stream.into());
+        put("status", record.status.into());
+        put("attempts", record.attempts.len().into());
+        put("client_aborted", record.client_aborted.into());
+        if record.truncated {
+            put("truncated", true.into());
+        }
+        for (key, value) in [
+            ("reason", record.reason.as_ref()),
+            ("request_id", record.request_id.as_ref()),
+            ("traceparent", record.traceparent.as_ref()),
+            ("finish_reason", record.answers.first().and_then(|answer| answer.finish_reason.as_ref())),
+        ] {
+            if let Some(value) = value {
+                put(key, value.clone().into());
+            }
+        }
+        if let Some(attempt) = record.attempts.last() {
+            put("provider", attempt.provider.clone().into());
+        }
+        if let Some(first) = record.first_token_us {
+            put("first_token_ms", milliseconds(first.saturating_sub(record.start_us)).into());
+        }
+        for (side, guard) in [("input", &record.input_guard), ("output", &record.output_guard)] {
+            let Some(guard) = guard else { continue };
+            put(&format!("{side}_guard_verdict"), guard.verdict.clone().into());
+            put(&format!("{side}_guard_action"), guard.action.clone().into());
+            put(&format!("{side}_guard_model"), guard.model.clone().into());
+            put(&format!("{side}_guard_categories"), guard.categories.clone().into());
+            if let Some(score) = guard.score {
+                put(&format!("{side}_guard_score"), score.into());
+            }
+        }
+        for (side, guard) in [("input", &record.input_guard), ("output", &record.output_guard)] {
+            if blocked(guard.as_ref()) {
+                put("blocked", side.into());
+            }
+        }
+        if let Some(cache) = &record.cache {
+            put("cache", cache.outcome.clone().into());
+            if let Some(age) = cache.age_s {
+                put("cache_age_s", age.into());
+            }
+        }
+        if let Some(usage) = record.usage {
+            put("input_tokens", usage.prompt.into());
+            put("output_tokens", usage.completion.into());
+        }
+        if record.cost_nanousd > 0 {
+            put("cost_usd", usd(record.cost_nanousd).into());
+        }
+        if !matches!(self.line.flags.as_str(), "" | "-") {
+            put("envoy_response_flags", self.line.flags.clone().into());
+        }
+        metadata
+    }
+
+    pub(super) fn tags(&self) -> Vec<String> {
+        let record = self.record;
+        let mut tags = Vec::new();
+        for (side, guard) in [("input", &record.input_guard), ("output", &record.output_guard)] {
+            if blocked(guard.as_ref()) {
+                tags.push(format!("blocked:{side}"));
+            } else if guard.as_ref().is_some_and(|guard| guard.action == "flag") {
+                tags.push(format!("flagged:{side}"));
+            }
+        }
+        if let Some(cache) = &record.cache {
+            tags.extend(labelled("cache:", &cache.outcome));
+        }
+        if let Some(attempt) = record.attempts.last() {
+            tags.extend(labelled("provider:", &attempt.provider));
+        }
+        if failed_over(record) {
+            tags.push("failover".to_owned());
+        }
+        tags
+    }
+}
+
+fn milliseconds(us: u64) -> f64 {
+    us as f64 / 1e3
+}

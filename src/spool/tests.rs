@@ -1,0 +1,119 @@
+use super::*;
+
+fn options(dir: &Path) -> Options {
+    Options {
+        dir: dir.to_owned(),
+        segment_bytes: 20,
+        max_bytes: 1 << 30,
+        retention: Duration::from_secs(3600),
+        upload: true,
+    }
+}
+
+fn texts(batch: &Batch) -> Vec<String> {
+    batch.lines.iter().map(|line| String::from_utf8(line.clone()).unwrap()).collect()
+}
+
+fn put(spool: &Spool, line: &str) {
+    spool.append(&[line.as_bytes()]).unwrap();
+    spool.publish();
+}
+
+#[test]
+fn lines_come_out_in_order_across_segments_and_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected: Vec<String> = (0..20).map(|n| format!("line {n}")).collect();
+    {
+        let spool = Spool::open(options(dir.path())).unwrap();
+        expected.iter().for_each(|line| put(&spool, line));
+    }
+    let spool = Spool::open(options(dir.path())).unwrap();
+    assert_eq!(spool.stats().waiting, 20);
+    let mut seen = Vec::new();
+    loop {
+        let batch = spool.read(spool.cursor(), 3, 1000).unwrap();
+        if batch.lines.is_empty() {
+            break;
+        }
+        seen.extend(texts(&batch));
+        spool.advance(batch.next, batch.lines.len() as u64).unwrap();
+    }
+    assert_eq!(seen, expected);
+    assert_eq!(spool.stats().waiting, 0);
+    drop(spool);
+    let spool = Spool::open(options(dir.path())).unwrap();
+    assert_eq!(spool.stats().waiting, 0);
+    assert!(spool.read(spool.cursor(), 3, 1000).unwrap().lines.is_empty());
+}
+
+#[test]
+fn what_is_not_published_is_not_read_but_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(options(dir.path())).unwrap();
+    spool.append(&[b"one"]).unwrap();
+    assert!(spool.read(spool.cursor(), 10, 1000).unwrap().lines.is_empty());
+    drop(spool);
+    let spool = Spool::open(options(dir.path())).unwrap();
+    assert_eq!(texts(&spool.read(spool.cursor(), 10, 1000).unwrap()), ["one"]);
+}
+
+#[test]
+fn a_batch_is_bounded_by_bytes_but_one_long_line_passes() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(Options { segment_bytes: 1 << 20, ..options(dir.path()) }).unwrap();
+    put(&spool, "a much longer line than the bound");
+    put(&spool, "b");
+    put(&spool, "c");
+    let first = spool.read(spool.cursor(), 10, 5).unwrap();
+    assert_eq!(first.lines.len(), 1);
+    assert_eq!(texts(&spool.read(first.next, 10, 5).unwrap()), ["b", "c"]);
+}
+
+#[test]
+fn delivered_segments_go_by_size_and_waiting_ones_never() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(Options { max_bytes: 0, ..options(dir.path()) }).unwrap();
+    (0..9).for_each(|n| put(&spool, &format!("a line of twenty {n}")));
+    spool.remove_expired().unwrap();
+    assert_eq!(spool.stats().lines, 9);
+    let batch = spool.read(spool.cursor(), 1, 1000).unwrap();
+    spool.advance(batch.next, 1).unwrap();
+    let batch = spool.read(spool.cursor(), 1, 1000).unwrap();
+    assert_eq!(texts(&batch), ["a line of twenty 1"]);
+    spool.advance(batch.next, 1).unwrap();
+    assert!(spool.stats().lines < 9, "{:?}", spool.stats());
+    let mut rest = 0;
+    let mut at = spool.cursor();
+    loop {
+        let batch = spool.read(at, 10, 1000).unwrap();
+        if batch.lines.is_empty() {
+            break;
+        }
+        rest += batch.lines.len();
+        at = batch.next;
+    }
+    assert_eq!(rest, 7);
+}
+
+#[test]
+fn runs_stored_without_an_upload_stay_local_when_one_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(Options { upload: false, ..options(dir.path()) }).unwrap();
+    put(&spool, "local");
+    assert_eq!(spool.stats().waiting, 0);
+    drop(spool);
+    let spool = Spool::open(options(dir.path())).unwrap();
+    put(&spool, "for upload");
+    assert_eq!(texts(&spool.read(spool.cursor(), 10, 1000).unwrap()), ["for upload"]);
+    assert_eq!(spool.newest(10, 1000).unwrap(), [b"for upload".to_vec(), b"local".to_vec()]);
+}
+
+#[test]
+fn the_newest_come_first_and_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(options(dir.path())).unwrap();
+    (0..7).for_each(|n| put(&spool, &format!("line {n}")));
+    assert_eq!(spool.newest(2, 1000).unwrap(), [b"line 6".to_vec(), b"line 5".to_vec()]);
+    assert_eq!(spool.newest(100, 16).unwrap().first().unwrap(), b"line 6");
+    assert!(spool.newest(100, 16).unwrap().len() <= 2);
+}
