@@ -99,10 +99,11 @@ impl GatewayStream {
         None
     }
 
-    /// One header at a time: setting the map as a whole makes Envoy 1.40 find no route any more (measured).
+    /// `x-forwarded-proto` stays for the router, which finds no route without it (measured on 1.40).
     fn replace_request_head(&mut self, headers: &[(&'static str, String)]) {
         for name in core::mem::take(&mut self.client_names) {
-            if !name.starts_with(':') && !headers.iter().any(|(kept, _)| **kept == name) {
+            let routes = name.starts_with(':') || name == "x-forwarded-proto";
+            if !routes && !headers.iter().any(|(kept, _)| **kept == name) {
                 host::remove_header(Map::Request, &name);
             }
         }
@@ -241,7 +242,7 @@ impl HttpContext for GatewayStream {
             if streams && size > 0 {
                 host::set_buffer(Buffer::ResponseBody, b"");
             }
-        } else if let Some(body) = self.flow.take_body() {
+        } else if let Some(body) = self.flow.take_body().filter(|body| *body != bytes) {
             host::set_buffer(Buffer::ResponseBody, &body);
         }
         action

@@ -141,7 +141,7 @@ impl Exchange {
 
     pub(super) fn take_body(&mut self) -> Option<Vec<u8>> {
         match &mut self.phase {
-            Phase::Streaming(stream) => stream.take_ready(),
+            Phase::Streaming(stream) => Some(stream.take_ready()),
             Phase::Releasing { body } => body.take(),
             _ => None,
         }

@@ -54,8 +54,6 @@ pub(super) struct Stream {
     held_bytes: usize,
     /// May leave.
     ready: Vec<u8>,
-    /// Exactly the bytes that the host handed over last, for the case that they leave as they came.
-    as_came: bool,
     /// Events with text so far; those that the call in flight covers; those that passed.
     texts: u64,
     asked: u64,
@@ -95,7 +93,6 @@ impl Stream {
             held: VecDeque::new(),
             held_bytes: 0,
             ready: Vec::new(),
-            as_came: false,
             texts: 0,
             asked: 0,
             passed: 0,
@@ -123,7 +120,6 @@ impl Stream {
         if self.cut {
             return Found::Nothing;
         }
-        let before = self.ready.len();
         let mut decoder = core::mem::take(&mut self.decoder);
         let mut failed = false;
         let fed = decoder.feed(bytes, |event| failed |= !self.cut && self.on_event(event, now_us).is_err());
@@ -139,7 +135,6 @@ impl Stream {
             return Found::Failed;
         }
         self.release();
-        self.as_came = before == 0 && self.ready == bytes;
         if self.held_bytes > MAX_HELD_BYTES {
             return Found::Overflow;
         }
@@ -275,12 +270,8 @@ impl Stream {
         self.prompt = None;
         self.held.clear();
         self.held_bytes = 0;
-        if self.holds() {
-            // What passed has left or is leaving; nothing else was made ready.
-        }
         self.ready.extend_from_slice(ending);
         self.cut = true;
-        self.as_came = false;
     }
 
     /// The end of a blocked stream in the client's form.
@@ -327,10 +318,9 @@ impl Stream {
         (self.holds() && self.windows.is_in_flight()) || (!self.released && self.ready.is_empty())
     }
 
-    /// What leaves now; `None`: the bytes as they came.
-    pub(super) fn take_ready(&mut self) -> Option<Vec<u8>> {
+    /// What leaves now.
+    pub(super) fn take_ready(&mut self) -> Vec<u8> {
         self.released = true;
-        let ready = core::mem::take(&mut self.ready);
-        (!core::mem::take(&mut self.as_came)).then_some(ready)
+        core::mem::take(&mut self.ready)
     }
 }
