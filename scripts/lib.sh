@@ -30,3 +30,9 @@ apt_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q >&2 || true
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >&2
 }
+
+# Rust links with the C compiler, and the TLS library has C and assembler in it.
+need_c_compiler() {
+    command -v cc >/dev/null 2>&1 || apt_install gcc libc6-dev ||
+        die "no C compiler, which Rust needs for linking: apt-get install gcc libc6-dev"
+}

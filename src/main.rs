@@ -2,12 +2,12 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use parapet::{sidecar, sim, up};
+use parapet::{audit, sidecar, sim, up};
 
 /// An LLM gateway: a stock Envoy with Rust filters, and what stands beside it.
 #[derive(Parser)]
@@ -38,6 +38,16 @@ enum Command {
     Check {
         /// The configuration to check
         file: PathBuf,
+    },
+    /// Check the audit log's chain of hashes and print its newest events
+    Audit {
+        /// The log [default: audit/audit.jsonl in the data directory]
+        file: Option<PathBuf>,
+        #[arg(long, env = "PARAPET_DATA_DIR", default_value = ".parapet", hide = true)]
+        data_dir: PathBuf,
+        /// How many events to print
+        #[arg(long, default_value_t = 10, value_name = "N")]
+        last: usize,
     },
     /// Run the sidecar: the ledger's reader, the cache, metrics, uploads
     Sidecar(Box<sidecar::Options>),
@@ -77,6 +87,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             up::check(&file)?;
             print(&format!("{}: sound\n", file.display()))
         }
+        Command::Audit { file, data_dir, last } => {
+            audit_log(&file.unwrap_or_else(|| data_dir.join("audit/audit.jsonl")), last)
+        }
         Command::Sidecar(options) => {
             log_to_stderr();
             multi_threaded()?.block_on(sidecar::run(*options))
@@ -94,6 +107,21 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Tied { parent, command } => up::run_tied(parent, &command).map(|never| match never {}),
     }
+}
+
+/// Events as JSON lines on standard output, the verdict on standard error.
+fn audit_log(file: &Path, last: usize) -> anyhow::Result<()> {
+    for event in audit::tail(file, last).with_context(|| format!("cannot read {}", file.display()))? {
+        print(&format!("{}\n", serde_json::to_string(&event)?))?;
+    }
+    let verified = audit::verify(file).with_context(|| format!("{} is not whole", file.display()))?;
+    let _ = writeln!(
+        std::io::stderr(),
+        "parapet: {} lines, each chained to the one before; the newest hash is {}",
+        verified.lines,
+        verified.head
+    );
+    Ok(())
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

@@ -39,11 +39,9 @@ pub(super) fn findings(document: &Document) -> Vec<String> {
     once
 }
 
-/// CALL SITE of the policy's own validation, the one that the filters run at load.
+/// The policy's own validation, which the filters run at load.
 fn policy_finding(json: &[u8]) -> Result<(), String> {
-    // parapet_engine::config::Config::parse(json).map(drop).map_err(|error| error.to_string())
-    let _ = json;
-    Ok(())
+    parapet_engine::config::Config::parse(json).map(drop).map_err(|error| error.to_string())
 }
 
 fn unknown_clusters(document: &Document, section: &Mapping) -> Vec<String> {
@@ -126,6 +124,16 @@ mod tests {
             assert!(found.iter().any(|finding| finding.contains(expected)), "{expected}: {found:?}");
             assert!(found[0].contains("vllm, openai, llamaguard, sidecar"), "{found:?}");
         }
+    }
+
+    #[test]
+    fn a_mistake_in_the_policy_is_named_with_its_key() {
+        let text = SHIPPED.replacen("input_guard: {mode: parallel,", "input_guard: {mode: sideways,", 1);
+        let found = check(&text);
+        // The gateway filter and the provider filter.
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].starts_with("gateway: policies.standard.input_guard"), "{found:?}");
+        assert!(found[0].contains("parallel"), "what was expected is not said: {found:?}");
     }
 
     #[test]

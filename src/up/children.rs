@@ -136,6 +136,7 @@ pub(super) fn sidecar(data_dir: &Path, address: SocketAddr, admin: SocketAddr) -
         ("PARAPET_DATA_DIR".into(), data_dir.into()),
         ("PARAPET_SIDECAR_PORT".into(), address.port().to_string().into()),
         ("PARAPET_ADMIN_PORT".into(), admin.port().to_string().into()),
+        ("PARAPET_ADMIN_URL".into(), format!("http://{admin}").into()),
     ]);
     Ok(Program { name: "sidecar", path: this_binary()?, arguments: vec!["sidecar".into()], environment })
 }

@@ -57,13 +57,31 @@ pub(super) fn arguments(config: &Path, workers: u16, log_level: &str) -> Vec<OsS
     flags.map(OsString::from).to_vec()
 }
 
-/// What Envoy says when it refuses a configuration, from the lines it printed.
+/// What Envoy says when it refuses a configuration, in one line, from the lines it printed.
 pub(super) fn refusal(lines: &[String]) -> Option<String> {
     let start = lines.iter().position(|line| line.contains(" critical main: "))?;
     let first = lines.get(start)?.split(" critical main: ").nth(1)?;
     // A message may go on for lines, which then have no time in front.
     let more = lines.iter().skip(start + 1).take_while(|line| !starts_with_time(line)).take(8);
-    Some(std::iter::once(first).chain(more.map(String::as_str)).map(str::trim).collect::<Vec<_>>().join(" "))
+    let message = std::iter::once(first).chain(more.map(String::as_str)).collect::<Vec<_>>().join(" ");
+    // "error `REASON` initializing config 'FILE' REASON"
+    let reason = message.split_once("error `").and_then(|(_, rest)| rest.split_once("` initializing config"));
+    let reason = reason.map_or(message.as_str(), |(reason, _)| reason);
+    // Envoy marks some messages as made for people with words that are not.
+    let words = reason.split_whitespace().filter(|word| !word.starts_with("goo.gle/"));
+    let mut text = words.collect::<Vec<_>>().join(" ");
+    if let Some(cause) = wasm_cause(lines) {
+        text = format!("{text}: {cause}");
+    }
+    Some(text)
+}
+
+/// Why a filter did not load: its own words, else the virtual machine's. Envoy's verdict does not repeat them.
+fn wasm_cause(lines: &[String]) -> Option<&str> {
+    let bad = |line: &&String| line.contains(" error wasm: ") || line.contains(" critical wasm: ");
+    let said = |line: &&String| bad(line) && line.contains("wasm log");
+    let line = lines.iter().find(said).or_else(|| lines.iter().find(bad))?;
+    line.split(" wasm: ").nth(1).map(str::trim)
 }
 
 fn starts_with_time(line: &str) -> bool {
@@ -88,15 +106,25 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_the_critical_line_and_what_belongs_to_it() {
-        let lines = [
-            "2026-01-01T00:00:00.001 warning main: something",
-            "2026-01-01T00:00:00.002 critical main: error initializing config 'x.yaml': no such field",
-            "at line 3",
-            "2026-01-01T00:00:00.003 critical main: again",
-        ]
-        .map(str::to_owned);
-        assert_eq!(refusal(&lines).unwrap(), "error initializing config 'x.yaml': no such field at line 3");
-        assert_eq!(refusal(&lines[..1]), None);
+    fn a_refusal_is_one_line_that_tells_the_reason_once() {
+        let refused = |text: &str| refusal(&text.lines().map(str::to_owned).collect::<Vec<_>>());
+        let field = "\
+2026-01-01T00:00:00.001 warning main: something
+2026-01-01T00:00:00.002 critical main: error `Invalid duration: Expected positive duration: goo.gle/debugonly
+seconds: -1
+` initializing config 'goo.gle/debugonly
+  /data/run/envoy.yaml'
+Invalid duration: Expected positive duration: goo.gle/debugonly
+seconds: -1";
+        assert_eq!(refused(field).unwrap(), "Invalid duration: Expected positive duration: seconds: -1");
+        let filter = "\
+2026-01-01T00:00:00.001 error wasm: Wasm VM failed
+2026-01-01T00:00:00.001 error wasm: wasm log gateway: guard.mode: expected `off`
+2026-01-01T00:00:00.002 critical main: error `Unable to create Wasm plugin gateway` initializing config '/data/run/envoy.yaml'
+Unable to create Wasm plugin gateway";
+        let expected = "Unable to create Wasm plugin gateway: wasm log gateway: guard.mode: expected `off`";
+        assert_eq!(refused(filter).unwrap(), expected);
+        assert_eq!(refused("2026-01-01T00:00:00.002 critical main: cannot bind").unwrap(), "cannot bind");
+        assert_eq!(refused("2026-01-01T00:00:00.001 warning main: something"), None);
     }
 }

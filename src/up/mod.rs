@@ -51,7 +51,6 @@ pub async fn run(options: &Options, envoy: &EnvoyOptions) -> anyhow::Result<()> 
         Some(death) = deaths.recv() => Err(explain(&death, &settings)),
         result = serve(&settings, envoy, &mut supervisor, &console) => result,
     };
-    console.say("stopping");
     supervisor.stop(shutdown.asked()).await;
     drop(console);
     closing.wait();
@@ -96,7 +95,7 @@ async fn serve(
     }
     if let Some(address) = own_sidecar {
         console.say(format_args!("starting the sidecar on {address}"));
-        supervisor.start(children::sidecar(&settings.data_dir, address, rendering.admin)?)?;
+        supervisor.start(children::sidecar(&settings.data_dir, address, probe::reachable(rendering.admin))?)?;
         probe::answers("the sidecar", address, "/healthz").await?;
     }
     for simulator in &simulators {

@@ -113,6 +113,9 @@ impl Supervisor {
     /// Ends the children, the last started first, each with five seconds to finish. When `hurry` resolves, whatever
     /// still runs is killed.
     pub(super) async fn stop(self, hurry: impl Future<Output = ()>) {
+        if !self.children.is_empty() {
+            self.console.say("stopping");
+        }
         let gently = async {
             for child in self.children.iter().rev() {
                 if child.signals.send(Signal::TERM).await.is_err() {
