@@ -18,13 +18,13 @@ pub(crate) enum Map {
     Callout = 6,
 }
 
-/// Which buffer; the numbers are the ABI's.
+/// Which body's buffer; the numbers are the ABI's.
 #[derive(Debug, Clone, Copy)]
 #[repr(u32)]
 pub(crate) enum Buffer {
-    RequestBody = 0,
-    ResponseBody = 1,
-    CalloutBody = 4,
+    Request = 0,
+    Response = 1,
+    Callout = 4,
 }
 
 const OK: u32 = 0;
@@ -120,11 +120,11 @@ fn read_pairs(bytes: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
     Some(pairs)
 }
 
-fn write_pairs<'a>(pairs: impl ExactSizeIterator<Item = (&'a str, &'a [u8])> + Clone) -> Vec<u8> {
+fn write_pairs(pairs: &[(&str, &[u8])]) -> Vec<u8> {
     let size = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
     let mut bytes = Vec::with_capacity(512);
     bytes.extend_from_slice(&size(pairs.len()));
-    for (name, value) in pairs.clone() {
+    for (name, value) in pairs {
         bytes.extend_from_slice(&size(name.len()));
         bytes.extend_from_slice(&size(value.len()));
     }
@@ -137,12 +137,8 @@ fn write_pairs<'a>(pairs: impl ExactSizeIterator<Item = (&'a str, &'a [u8])> + C
     bytes
 }
 
-fn pairs_of<'a>(headers: &'a [(&'static str, String)]) -> impl ExactSizeIterator<Item = (&'a str, &'a [u8])> + Clone {
-    headers.iter().map(|(name, value)| (*name, value.as_bytes()))
-}
-
-pub(crate) fn set_headers(map: Map, headers: &[(&'static str, String)]) -> bool {
-    let bytes = write_pairs(pairs_of(headers));
+pub(crate) fn set_headers(map: Map, headers: &[(&str, &[u8])]) -> bool {
+    let bytes = write_pairs(headers);
     // SAFETY: the slice is valid for the call.
     unsafe { proxy_set_header_map_pairs(map as u32, bytes.as_ptr(), bytes.len()) == OK }
 }
@@ -205,7 +201,8 @@ pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: Option<u32>) -> bool
 }
 
 pub(crate) fn send_reply(status: u16, headers: &[(&'static str, String)], body: &[u8]) -> bool {
-    let pairs = write_pairs(pairs_of(headers));
+    let pairs: Vec<(&str, &[u8])> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+    let pairs = write_pairs(&pairs);
     // SAFETY: the slices are valid for the call; -1 is "no gRPC status".
     unsafe {
         proxy_send_local_response(

@@ -129,10 +129,10 @@ impl HttpContext for ProviderStream {
         if !end_of_stream {
             return Action::Pause;
         }
-        let body = host::buffer(Buffer::RequestBody, 0, size);
+        let body = host::buffer(Buffer::Request, 0, size);
         let Some(renamed) = provider::body_for(&body, model) else { return self.refuse() };
         host::set_header(Map::Request, "content-length", &renamed.len().to_string());
-        host::set_buffer(Buffer::RequestBody, &renamed);
+        host::set_buffer(Buffer::Request, &renamed);
         self.rename = None;
         Action::Continue
     }
@@ -160,7 +160,7 @@ impl HttpContext for ProviderStream {
         if self.gate.wants_whole() && !end_of_stream {
             return Action::Pause;
         }
-        let bytes = host::buffer(Buffer::ResponseBody, self.seen, size.saturating_sub(self.seen));
+        let bytes = host::buffer(Buffer::Response, self.seen, size.saturating_sub(self.seen));
         self.seen = size;
         let gate = self.gate.on_body(&bytes, end_of_stream);
         self.apply(gate, 200)
