@@ -1,5 +1,7 @@
 //! The exact cache: what an entry holds, how its key is made, and when an answer may be served and stored.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -65,13 +67,12 @@ impl Key {
             part(b"raw");
             part(conversation.messages.get().as_bytes());
         }
-        let mut params: Vec<(&str, &str)> = conversation
+        let params: BTreeMap<&str, &str> = conversation
             .params
             .iter()
             .map(|(key, value)| (&**key, value.get()))
             .filter(|(key, _)| !IRRELEVANT.contains(key))
             .collect();
-        params.sort_unstable();
         for (key, value) in params {
             part(key.as_bytes());
             part(value.as_bytes());

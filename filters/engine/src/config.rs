@@ -299,11 +299,11 @@ impl Config {
         if configuration.trim_ascii_start().starts_with(b"{") {
             return Self::parse_json(configuration);
         }
-        let value = structure::decode(configuration).ok_or_else(|| ConfigError {
+        let json = structure::to_json(configuration).ok_or_else(|| ConfigError {
             path: ".".to_owned(),
             message: "expected a google.protobuf.Struct, or a StringValue with JSON in it".to_owned(),
         })?;
-        Self::parse_json(value.to_string().as_bytes())
+        Self::parse_json(&json)
     }
 
     fn parse_json(json: &[u8]) -> Result<Self, ConfigError> {

@@ -1,15 +1,17 @@
 //! `google.protobuf.Struct` in its wire form: what Envoy hands a filter whose configuration is written inline as YAML.
 //! (A `StringValue`, as meshes send it, arrives as the JSON text itself.)
 
-use serde_json::{Map, Number, Value};
+use crate::openai::json_string;
 
 /// Deeper nesting than any configuration has.
 const MAX_DEPTH: usize = 64;
 
-/// The JSON value of an encoded `Struct`; `None` when the bytes are none.
+/// The JSON text of an encoded `Struct`; `None` when the bytes are none.
 #[must_use]
-pub(super) fn decode(bytes: &[u8]) -> Option<Value> {
-    structure(bytes, MAX_DEPTH)
+pub(super) fn to_json(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut json = Vec::with_capacity(bytes.len().saturating_mul(2));
+    structure(bytes, MAX_DEPTH, &mut json)?;
+    Some(json)
 }
 
 /// Fields of a message: number and payload.
@@ -52,70 +54,84 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-fn text(bytes: &[u8]) -> Option<String> {
-    core::str::from_utf8(bytes).ok().map(str::to_owned)
+fn string(bytes: &[u8], json: &mut Vec<u8>) -> Option<()> {
+    json.extend_from_slice(&json_string(core::str::from_utf8(bytes).ok()?));
+    Some(())
 }
 
 /// `Struct { map<string, Value> fields = 1 }`
-fn structure(mut bytes: &[u8], depth: usize) -> Option<Value> {
-    let mut map = Map::new();
+fn structure(mut bytes: &[u8], depth: usize, json: &mut Vec<u8>) -> Option<()> {
+    json.push(b'{');
+    let mut first = true;
     while !bytes.is_empty() {
         let (1, Field::Bytes(mut entry)) = next_field(&mut bytes)? else { return None };
-        let (mut key, mut member) = (String::new(), Value::Null);
+        let (mut key, mut member) = (&[][..], &[][..]);
         while !entry.is_empty() {
             match next_field(&mut entry)? {
-                (1, Field::Bytes(bytes)) => key = text(bytes)?,
-                (2, Field::Bytes(bytes)) => member = value(bytes, depth.checked_sub(1)?)?,
+                (1, Field::Bytes(bytes)) => key = bytes,
+                (2, Field::Bytes(bytes)) => member = bytes,
                 _ => return None,
             }
         }
-        map.insert(key, member);
+        if !core::mem::take(&mut first) {
+            json.push(b',');
+        }
+        string(key, json)?;
+        json.push(b':');
+        value(member, depth.checked_sub(1)?, json)?;
     }
-    Some(Value::Object(map))
+    json.push(b'}');
+    Some(())
 }
 
 /// `Value { oneof { null = 1, number = 2, string = 3, bool = 4, struct = 5, list = 6 } }`
-fn value(mut bytes: &[u8], depth: usize) -> Option<Value> {
-    let mut value = Value::Null;
-    while !bytes.is_empty() {
-        value = match next_field(&mut bytes)? {
-            (1, Field::Varint(_)) => Value::Null,
-            (2, Field::Fixed64(fixed)) => number(f64::from_le_bytes(fixed))?,
-            (3, Field::Bytes(bytes)) => Value::String(text(bytes)?),
-            (4, Field::Varint(flag)) => Value::Bool(flag != 0),
-            (5, Field::Bytes(bytes)) => structure(bytes, depth.checked_sub(1)?)?,
-            (6, Field::Bytes(bytes)) => list(bytes, depth.checked_sub(1)?)?,
-            _ => return None,
-        };
+fn value(mut bytes: &[u8], depth: usize, json: &mut Vec<u8>) -> Option<()> {
+    if bytes.is_empty() {
+        json.extend_from_slice(b"null");
+        return Some(());
     }
-    Some(value)
+    match next_field(&mut bytes)? {
+        (1, Field::Varint(_)) => json.extend_from_slice(b"null"),
+        (2, Field::Fixed64(fixed)) => json.extend_from_slice(number(f64::from_le_bytes(fixed))?.as_bytes()),
+        (3, Field::Bytes(bytes)) => string(bytes, json)?,
+        (4, Field::Varint(flag)) => json.extend_from_slice(if flag == 0 { b"false" } else { b"true" }),
+        (5, Field::Bytes(bytes)) => structure(bytes, depth.checked_sub(1)?, json)?,
+        (6, Field::Bytes(bytes)) => list(bytes, depth.checked_sub(1)?, json)?,
+        _ => return None,
+    }
+    bytes.is_empty().then_some(())
 }
 
 /// `ListValue { repeated Value values = 1 }`
-fn list(mut bytes: &[u8], depth: usize) -> Option<Value> {
-    let mut values = Vec::new();
+fn list(mut bytes: &[u8], depth: usize, json: &mut Vec<u8>) -> Option<()> {
+    json.push(b'[');
+    let mut first = true;
     while !bytes.is_empty() {
         let (1, Field::Bytes(element)) = next_field(&mut bytes)? else { return None };
-        values.push(value(element, depth)?);
+        if !core::mem::take(&mut first) {
+            json.push(b',');
+        }
+        value(element, depth, json)?;
     }
-    Some(Value::Array(values))
+    json.push(b']');
+    Some(())
 }
 
 /// A `Struct` knows only doubles; whole ones become integers again.
 #[expect(clippy::cast_possible_truncation, reason = "only whole numbers within the exact range are cast")]
-fn number(double: f64) -> Option<Value> {
+fn number(double: f64) -> Option<String> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if double.fract() == 0.0 && double.abs() <= EXACT {
-        return Some(Value::Number(Number::from(double as i64)));
+        return Some((double as i64).to_string());
     }
-    Number::from_f64(double).map(Value::Number)
+    double.is_finite().then(|| double.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn encode_varint(mut value: usize, out: &mut Vec<u8>) {
         while value >= 0x80 {
@@ -155,7 +171,7 @@ mod tests {
     #[test]
     fn every_kind_of_value_comes_back() {
         let value = json!({"a": [1, -2, 0.5, "x", true, false, null, [], {}], "b": {"c": {"d": 4_194_304}}, "": "€"});
-        assert_eq!(decode(&encode(&value)), Some(value));
+        assert_eq!(serde_json::from_slice::<Value>(&to_json(&encode(&value)).unwrap()).unwrap(), value);
     }
 
     #[test]
@@ -164,13 +180,15 @@ mod tests {
         for _ in 0..100 {
             value = json!({ "x": value });
         }
-        assert_eq!(decode(&encode(&value)), None);
+        assert_eq!(to_json(&encode(&value)), None);
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes);
+            if let Some(json) = to_json(&bytes) {
+                prop_assert!(serde_json::from_slice::<Value>(&json).is_ok());
+            }
         }
     }
 }
