@@ -239,7 +239,8 @@ impl Stream {
             (OutputMode::Off, _) | (OutputMode::Async, Kind::Text | Kind::Quiet) => true,
             (_, Kind::Text) => self.passed > held.texts_before,
             // The head leaves with the first byte, so the first byte of a held stream is a judged one.
-            (_, Kind::Quiet) => self.passed > 0 && self.passed >= held.texts_before,
+            // An answer without text has none: it leaves when it is over, or nothing would ever release it.
+            (_, Kind::Quiet) => (self.passed > 0 || self.ended || self.done) && self.passed >= held.texts_before,
             (_, Kind::Terminal) => self.passed >= held.texts_before,
         }
     }
