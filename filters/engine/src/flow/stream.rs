@@ -316,7 +316,8 @@ impl Stream {
         if self.cut {
             return false;
         }
-        (self.holds() && self.windows.is_in_flight()) || (!self.released && self.ready.is_empty())
+        // What passed leaves although the next call is under way: slow verdicts must not hold back everything.
+        self.ready.is_empty() && (!self.released || (self.holds() && self.windows.is_in_flight()))
     }
 
     /// What leaves now.
