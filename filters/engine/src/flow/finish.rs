@@ -14,10 +14,15 @@ impl Flow {
         if let State::Exchanging(exchange) = state {
             self.finish_exchange(exchange, context);
         } else if let State::Reading(_) = state {
-            self.record.client_aborted = true;
+            // Envoy may have answered itself: a timeout, a body beyond its own limit.
+            self.record.client_aborted = self.record.status == 0;
         }
-        if end.details.is_some_and(|details| details.starts_with(b"downstream_remote_disconnect")) {
-            self.record.client_aborted = true;
+        match end.details {
+            Some(details) if details.starts_with(b"downstream_remote_disconnect") => self.record.client_aborted = true,
+            Some(details) if details.starts_with(b"upstream_") && self.record.client_aborted => {
+                (self.record.client_aborted, self.record.truncated) = (false, true);
+            }
+            _ => {}
         }
         self.note_failed_attempts(end);
         if let Some(last) = self.record.attempts.last_mut() {
