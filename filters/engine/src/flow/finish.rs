@@ -58,6 +58,10 @@ impl Flow {
                 self.record.client_aborted = true;
                 self.record.usage = whole.usage;
             }
+            Phase::Releasing { .. } if exchange.input_is_pending() => {
+                self.record.client_aborted = true;
+                self.record.answers.clear();
+            }
             Phase::Releasing { .. } => {
                 self.record.status = 200;
                 self.record.first_token_us = self.record.first_token_us.or(Some(context.now_us));
@@ -70,12 +74,13 @@ impl Flow {
                 self.record.status = if stream.released { 200 } else { 0 };
                 self.record.first_token_us = stream.first_text_us;
                 let whole = stream.answer.is_finished() || stream.done;
-                self.record.client_aborted = !whole && !stream.cut && !self.record.truncated;
+                let left = !stream.cut && !self.record.truncated && (!whole || stream.holds_back());
+                self.record.client_aborted = left || exchange.input_is_pending();
                 self.record.answers.clone_from(&stream.answer.choices);
                 self.record.usage = stream.answer.usage;
                 if self.record.reason.as_deref() == Some(Reason::OutputBlocked.code()) {
                     self.record.answers = vec![refused_answer(); stream.answer.choices.len().max(1)];
-                } else if whole && !stream.cut {
+                } else if whole && !stream.cut && stream.is_judged() && !exchange.input_is_pending() {
                     self.remember(exchange, &stream.answer, context);
                 }
             }

@@ -309,6 +309,16 @@ impl Stream {
         self.ended && self.held_bytes == 0
     }
 
+    /// Something of the answer still waits for a verdict.
+    pub(super) fn holds_back(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Every text has passed, or none is judged.
+    pub(super) const fn is_judged(&self) -> bool {
+        !self.judges() || self.passed >= self.texts
+    }
+
     pub(super) fn waits(&self) -> bool {
         if self.ended {
             return !self.held.is_empty() && !self.cut;
