@@ -122,19 +122,17 @@ impl Stream {
         }
         let mut decoder = core::mem::take(&mut self.decoder);
         let mut failed = false;
-        let fed = decoder.feed(bytes, |event| failed |= !self.cut && self.on_event(event, now_us).is_err());
+        let fed = decoder.feed(bytes, |event| failed = failed || self.on_event(event, now_us).is_err());
         if ends && let Some(event) = decoder.finish() {
-            failed |= self.on_event(event, now_us).is_err();
+            failed = failed || self.on_event(event, now_us).is_err();
         }
         self.decoder = decoder;
-        if failed || fed.is_err() {
-            return Found::Failed;
-        }
-        if ends && !self.done && !self.answer.is_finished() {
-            // Cut off in the middle: never a silent, clean end.
-            return Found::Failed;
-        }
         self.release();
+        // Cut off in the middle: never a silent, clean end.
+        let broken_off = ends && !self.done && !self.answer.is_finished();
+        if failed || fed.is_err() || broken_off {
+            return Found::Failed;
+        }
         if self.held_bytes > MAX_HELD_BYTES {
             return Found::Overflow;
         }
