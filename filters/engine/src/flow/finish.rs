@@ -74,7 +74,8 @@ impl Flow {
                 self.record.status = if stream.released { 200 } else { 0 };
                 self.record.first_token_us = stream.first_text_us;
                 let whole = stream.answer.is_finished() || stream.done;
-                let left = !stream.cut && !self.record.truncated && (!whole || stream.holds_back());
+                let kept = !whole || !stream.released || stream.holds_back();
+                let left = kept && !stream.cut && !self.record.truncated;
                 self.record.client_aborted = left || exchange.input_is_pending();
                 self.record.answers.clone_from(&stream.answer.choices);
                 self.record.usage = stream.answer.usage;
