@@ -112,7 +112,7 @@ impl Exchange {
         matches!(self.phase, Phase::Asking)
     }
 
-    const fn input_is_pending(&self) -> bool {
+    pub(super) const fn input_is_pending(&self) -> bool {
         matches!(self.input, Input::Pending { .. })
     }
 
@@ -127,11 +127,12 @@ impl Exchange {
 
     /// The answer has come to its end.
     pub(super) fn is_complete(&self) -> bool {
-        match &self.phase {
-            Phase::Releasing { .. } => true,
-            Phase::Streaming(stream) => stream.is_complete(),
-            _ => false,
-        }
+        !self.input_is_pending()
+            && match &self.phase {
+                Phase::Releasing { .. } => true,
+                Phase::Streaming(stream) => stream.is_complete(),
+                _ => false,
+            }
     }
 
     pub(super) const fn body_mode(&self) -> BodyMode {

@@ -13,10 +13,15 @@ impl Flow {
         if let State::Exchanging(exchange) = state {
             self.finish_exchange(exchange, context);
         } else if let State::Reading(_) = state {
-            self.record.client_aborted = true;
+            // Envoy may have answered itself: a timeout, a body beyond its own limit.
+            self.record.client_aborted = self.record.status == 0;
         }
-        if end.details.is_some_and(|details| details.starts_with(b"downstream_remote_disconnect")) {
-            self.record.client_aborted = true;
+        match end.details {
+            Some(details) if details.starts_with(b"downstream_remote_disconnect") => self.record.client_aborted = true,
+            Some(details) if details.starts_with(b"upstream_") && self.record.client_aborted => {
+                (self.record.client_aborted, self.record.truncated) = (false, true);
+            }
+            _ => {}
         }
         self.note_failed_attempts(end);
         if let Some(last) = self.record.attempts.last_mut() {
@@ -52,6 +57,10 @@ impl Flow {
                 self.record.client_aborted = true;
                 self.record.usage = whole.answer.usage;
             }
+            Phase::Releasing { .. } if exchange.input_is_pending() => {
+                self.record.client_aborted = true;
+                self.record.answers.clear();
+            }
             Phase::Releasing { .. } => {
                 self.record.status = 200;
                 let answer = Answer { choices: self.record.answers.clone(), usage: self.record.usage, progress: 0 };
@@ -63,12 +72,14 @@ impl Flow {
                 self.record.status = if stream.released || stream.cut { 200 } else { 0 };
                 self.record.first_token_us = stream.first_text_us;
                 let whole = stream.answer.is_finished() || stream.done;
-                self.record.client_aborted = !whole && !stream.cut && !self.record.truncated;
+                let kept = !whole || !stream.released || stream.holds_back();
+                let left = kept && !stream.cut && !self.record.truncated;
+                self.record.client_aborted = left || exchange.input_is_pending();
                 self.record.answers.clone_from(&stream.shown().choices);
                 self.record.usage = stream.answer.usage;
                 if self.record.reason.as_deref() == Some(Reason::OutputBlocked.code()) {
                     refuse_open_choices(&mut self.record.answers);
-                } else if whole && !stream.cut {
+                } else if whole && !stream.cut && stream.is_judged() && !exchange.input_is_pending() {
                     self.remember(exchange, &stream.answer, context);
                 }
             }

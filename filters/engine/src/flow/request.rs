@@ -271,6 +271,7 @@ impl Flow {
         if let Some(prompt) = prompt
             && let Some(refusal) = self.ask_input_guard(&mut exchange, prompt, judge_first, context)
         {
+            self.settle(&exchange, 0, context);
             return self.refuse(refusal, context);
         }
         if exchange.key.is_some() && exchange.directives.may_read() {
@@ -286,6 +287,7 @@ impl Flow {
             return State::Exchanging(exchange);
         }
         if exchange.directives.only_if_cached {
+            self.settle(&exchange, 0, context);
             return self.refuse(not_cached(), context);
         }
         let body = core::mem::take(&mut exchange.body);

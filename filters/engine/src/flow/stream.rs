@@ -148,19 +148,17 @@ impl Stream {
         }
         let mut decoder = core::mem::take(&mut self.decoder);
         let mut failed = false;
-        let fed = decoder.feed(bytes, |event| failed |= !self.cut && self.on_event(event, now_us).is_err());
+        let fed = decoder.feed(bytes, |event| failed = failed || self.on_event(event, now_us).is_err());
         if ends && let Some(event) = decoder.finish() {
-            failed |= self.on_event(event, now_us).is_err();
+            failed = failed || self.on_event(event, now_us).is_err();
         }
         self.decoder = decoder;
-        if failed || fed.is_err() {
-            return Found::Failed;
-        }
-        if ends && !self.done && !self.answer.is_finished() {
-            // Cut off in the middle: never a silent, clean end.
-            return Found::Failed;
-        }
         self.release();
+        // Cut off in the middle: never a silent, clean end.
+        let broken_off = ends && !self.done && !self.answer.is_finished();
+        if failed || fed.is_err() || broken_off {
+            return Found::Failed;
+        }
         if self.held_bytes > MAX_HELD_BYTES {
             return Found::Overflow;
         }
@@ -279,7 +277,8 @@ impl Stream {
             (OutputMode::Full, _) => self.is_ending() && self.passed >= self.texts,
             (_, Kind::Text) => self.passed > held.texts_before,
             // The head leaves with the first byte, so the first byte of a held stream is a judged one.
-            (_, Kind::Quiet) => self.passed > 0 && self.passed >= held.texts_before,
+            // An answer without text has none: it leaves when it is over, or nothing would ever release it.
+            (_, Kind::Quiet) => (self.passed > 0 || self.ended || self.done) && self.passed >= held.texts_before,
             (_, Kind::Terminal) => self.passed >= held.texts_before,
         }
     }
@@ -322,6 +321,11 @@ impl Stream {
         self.reading = None;
         self.held.clear();
         self.held_bytes = 0;
+        if !self.released {
+            // What was ready has not left, and now never will.
+            self.ready.clear();
+            self.shown = Answer::default();
+        }
         self.ready.extend_from_slice(ending);
         self.cut = true;
     }
@@ -365,6 +369,16 @@ impl Stream {
         self.ended && self.held_bytes == 0
     }
 
+    /// Something of the answer still waits for a verdict.
+    pub(super) fn holds_back(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Every text has passed, or none is judged.
+    pub(super) const fn is_judged(&self) -> bool {
+        !self.judges() || self.passed >= self.texts
+    }
+
     pub(super) fn waits(&self) -> bool {
         if self.ended {
             return !self.held.is_empty() && !self.cut;
@@ -372,7 +386,8 @@ impl Stream {
         if self.cut {
             return false;
         }
-        (self.holds() && self.windows.is_in_flight()) || (!self.released && self.ready.is_empty())
+        // What passed leaves although the next call is under way: slow verdicts must not hold back everything.
+        self.ready.is_empty() && (!self.released || (self.holds() && self.windows.is_in_flight()))
     }
 
     /// What leaves now.
