@@ -259,6 +259,11 @@ impl Stack {
             .collect()
     }
 
+    /// What vLLM has seen; nothing when it was stopped.
+    pub fn vllm_requests(&self) -> Vec<SeenRequest> {
+        self.vllm.as_ref().map(Simulator::requests).unwrap_or_default()
+    }
+
     /// No VM was lost, and a request is served as ever.
     pub async fn assert_well(&self) {
         let reloads = self.stats("vm_reload").await;
