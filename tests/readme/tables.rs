@@ -22,11 +22,17 @@ fn the_demonstration_keys_are_those_of_the_shipped_configuration() {
         let policy = config.policy(&principal).unwrap();
         let said = |text: &str| row[3].contains(text);
         let input = policy.input_guard.as_ref().map(|guard| guard.mode);
-        assert_eq!(said("input guard in parallel"), principal.user == "alice" && input == Some(InputMode::Parallel));
+        let as_alice = said("as alice");
+        assert_eq!(said("input guard in parallel") || as_alice, input == Some(InputMode::Parallel), "{row:?}");
         assert_eq!(said("input guard first"), input == Some(InputMode::Blocking), "{row:?}");
         let output = policy.output_guard.as_ref().map(|guard| guard.mode);
         assert_eq!(said("`async`"), output == Some(OutputMode::Async), "{row:?}");
-        assert_eq!(said("limits") || policy.limits != Default::default(), principal.user == "open" || said("minute"));
+        assert_eq!(said("`hold`") || as_alice, output == Some(OutputMode::Hold), "{row:?}");
+        let limits = policy.limits;
+        assert_eq!(said("a minute"), limits.requests_per_minute.is_some(), "{row:?}");
+        for number in [limits.requests_per_minute, limits.tokens_per_minute].into_iter().flatten() {
+            assert!(row[3].replace(',', "").contains(&format!("{number} ")), "{row:?}");
+        }
     }
 }
 
