@@ -1,6 +1,7 @@
 //! The guards: what is judged, what a verdict means under a policy, and what is remembered.
 
 pub mod llama_guard;
+pub mod passage;
 pub mod window;
 
 use core::fmt;

@@ -6,6 +6,7 @@ use super::{Context, Effect, Flow, Head, State, calls, respond};
 use crate::answer::{Answer, REFUSAL};
 use crate::config::OutputMode;
 use crate::guard::Action;
+use crate::guard::passage::{self, Marks};
 use crate::openai::{self, Chunk, Frame};
 use crate::reason::{Reason, Refusal};
 use crate::record::{Answered, Attempt};
@@ -111,7 +112,7 @@ impl Flow {
         match found {
             Found::Nothing => State::Exchanging(exchange),
             Found::Due => {
-                let text = stream.answer.visible_text();
+                let Some(text) = stream.passage() else { return State::Exchanging(exchange) };
                 let prompt = self.call_output_guard(&exchange, &text, context);
                 if let Phase::Streaming(stream) = &mut exchange.phase {
                     stream.asked(prompt);
@@ -150,12 +151,12 @@ impl Flow {
 
     /// Ends the exchange with an error answer; what the provider did is accounted.
     fn fail(&mut self, exchange: &Exchange, refusal: &Refusal, context: &mut Context<'_>) -> State {
-        let used = self.used_tokens(exchange);
+        let used = self.used_tokens(exchange, false);
         self.settle(exchange, used, context);
         self.refuse(refusal.clone(), context)
     }
 
-    fn on_whole(&mut self, mut exchange: Box<Exchange>, bytes: &[u8], context: &mut Context<'_>) -> State {
+    fn on_whole(&mut self, exchange: Box<Exchange>, bytes: &[u8], context: &mut Context<'_>) -> State {
         let (answer, model) = match openai::parse_answer(bytes) {
             Ok(parsed) => parsed,
             Err(error) => {
@@ -174,24 +175,35 @@ impl Flow {
             }
             Wire::OpenAi { .. } => None,
         };
-        let text = answer.visible_text();
-        let mut whole = Whole { answers: answer.choices, usage: answer.usage, body, prompt: None };
-        if exchange.output_context.is_some() && !text.is_empty() {
-            whole.prompt = Some(self.call_output_guard(&exchange, &text, context));
-            exchange.phase = Phase::Judging(whole);
-        } else {
-            self.release_whole(&mut exchange, whole, bytes.len(), context);
+        let whole = Whole { answer, body, came_bytes: bytes.len(), passage: None, prompt: None };
+        self.judge_whole(exchange, whole, &Marks::default(), context)
+    }
+
+    /// Asks about the next part of the answer that no call has read; with nothing left to ask it is released.
+    fn judge_whole(
+        &mut self,
+        mut exchange: Box<Exchange>,
+        mut whole: Whole,
+        read: &Marks,
+        context: &mut Context<'_>,
+    ) -> State {
+        whole.passage = exchange.output_context.as_ref().and_then(|_| passage::next(&whole.answer, read));
+        match &whole.passage {
+            Some(passage) => {
+                whole.prompt = Some(self.call_output_guard(&exchange, &passage.text, context));
+                exchange.phase = Phase::Judging(whole);
+            }
+            None => self.release_whole(&mut exchange, whole, context),
         }
         State::Exchanging(exchange)
     }
 
     /// The answer may leave as it is (or as the client's wire form wants it).
-    fn release_whole(&mut self, exchange: &mut Exchange, whole: Whole, came_bytes: usize, context: &mut Context<'_>) {
-        let bytes = whole.body.as_ref().map_or(came_bytes, Vec::len);
-        if bytes > 0 {
-            context.effects.push(Effect::SetResponseHeader("content-length", bytes.to_string()));
-        }
-        self.record.answers = whole.answers;
+    fn release_whole(&mut self, exchange: &mut Exchange, whole: Whole, context: &mut Context<'_>) {
+        let bytes = whole.body.as_ref().map_or(whole.came_bytes, Vec::len);
+        context.effects.push(Effect::SetResponseHeader("content-length", bytes.to_string()));
+        self.record.first_token_us = Some(context.now_us);
+        self.record.answers = whole.answer.choices;
         exchange.phase = Phase::Releasing { body: whole.body };
     }
 
@@ -221,16 +233,15 @@ impl Flow {
                 let ending = Stream::unavailable_ending(&refusal);
                 self.cut_stream(exchange, &refusal, ending, context)
             }
-            (Phase::Judging(whole), Action::Pass | Action::Flag) => {
-                self.release_whole(&mut exchange, whole, 0, context);
-                State::Exchanging(exchange)
+            (Phase::Judging(mut whole), Action::Pass | Action::Flag) => {
+                let read = whole.passage.take().map(|passage| passage.marks).unwrap_or_default();
+                self.judge_whole(exchange, whole, &read, context)
             }
-            (Phase::Judging(whole), Action::Block) => {
+            (Phase::Judging(mut whole), Action::Block) => {
                 self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
-                let body = self.blocked_body(&exchange, &whole, context);
-                let answers = vec![refused_answer(); whole.answers.len().max(1)];
-                let whole = Whole { answers, body: Some(body), ..whole };
-                self.release_whole(&mut exchange, whole, 0, context);
+                whole.answer.choices = vec![refused_answer(); whole.answer.choices.len().max(1)];
+                whole.body = Some(self.blocked_body(&exchange, &whole, context));
+                self.release_whole(&mut exchange, whole, context);
                 State::Exchanging(exchange)
             }
             (Phase::Judging(_), Action::Unavailable) => self.fail(&exchange, &calls::unavailable(), context),
@@ -247,8 +258,7 @@ impl Flow {
             Wire::OpenAi { .. } => {
                 let id = format!("chatcmpl-{}", self.record.id);
                 let frame = Frame { id: &id, created_s: context.now_s(), model: &exchange.public_model };
-                let answers = vec![refused_answer(); whole.answers.len().max(1)];
-                openai::write_answer(frame, &answers, whole.usage)
+                openai::write_answer(frame, &whole.answer.choices, whole.answer.usage)
             }
         }
     }
