@@ -45,7 +45,7 @@ impl Flow {
         self.record.attempts = failed;
     }
 
-    fn finish_exchange(&mut self, exchange: &Exchange, context: &mut Context<'_>) {
+    pub(super) fn finish_exchange(&mut self, exchange: &Exchange, context: &mut Context<'_>) {
         match &exchange.phase {
             Phase::Asking | Phase::Sent | Phase::Collecting(_) => self.record.client_aborted = true,
             Phase::Judging(whole) => {
@@ -60,7 +60,7 @@ impl Flow {
                 }
             }
             Phase::Streaming(stream) => {
-                self.record.status = if stream.released { 200 } else { 0 };
+                self.record.status = if stream.released || stream.cut { 200 } else { 0 };
                 self.record.first_token_us = stream.first_text_us;
                 let whole = stream.answer.is_finished() || stream.done;
                 self.record.client_aborted = !whole && !stream.cut && !self.record.truncated;

@@ -2,7 +2,7 @@
 
 use super::exchange::{Collecting, Exchange, Phase, Whole, Wire};
 use super::stream::{Form, Found, Stream};
-use super::{Context, Effect, Flow, Head, State, calls, respond};
+use super::{Context, Effect, Flow, Head, Reply, State, calls, respond};
 use crate::answer::{Answer, REFUSAL};
 use crate::config::OutputMode;
 use crate::guard::Action;
@@ -75,15 +75,9 @@ impl Flow {
                 context.effects.push(Effect::RemoveResponseHeader(name.to_owned()));
             }
         }
-        let mut set = |name, value| context.effects.push(Effect::SetResponseHeader(name, value));
-        set("x-parapet-trace-id", self.record.id.clone());
-        set("x-parapet-attempts", self.attempts.to_string());
-        if let Some(status) = respond::cache_status(&self.record, exchange) {
-            set("cache-status", status.to_owned());
-        }
-        if let Some(decision) = &exchange.quota {
-            respond::rate_headers(decision).into_iter().for_each(|(name, value)| set(name, value));
-        }
+        context.effects.push(Effect::SetResponseHeader("x-parapet-attempts", self.attempts.to_string()));
+        let headers = respond::answer_headers(&self.record, exchange);
+        context.effects.extend(headers.into_iter().map(|(name, value)| Effect::SetResponseHeader(name, value)));
     }
 
     pub(super) fn on_response_body(
@@ -123,6 +117,10 @@ impl Flow {
                 self.record.truncated = true;
                 let refusal = Refusal::new(Reason::UpstreamError, "The model's answer broke off.");
                 self.cut_stream(exchange, &refusal, Stream::failed_ending(), context)
+            }
+            Found::Abandoned => {
+                context.effects.push(Effect::Abort);
+                State::Exchanging(exchange)
             }
             Found::Overflow => {
                 let refusal = calls::unavailable();
@@ -223,9 +221,10 @@ impl Flow {
                 self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
                 let id = format!("chatcmpl-{}", self.record.id);
                 let ending = stream.blocked_ending(&id, context.now_s());
+                let released = stream.released;
                 stream.cut(&ending);
                 exchange.phase = Phase::Streaming(stream);
-                State::Exchanging(exchange)
+                if released { State::Exchanging(exchange) } else { self.reply_blocked(&exchange, ending, context) }
             }
             (Phase::Streaming(stream), Action::Unavailable) => {
                 exchange.phase = Phase::Streaming(stream);
@@ -250,6 +249,16 @@ impl Flow {
                 State::Exchanging(exchange)
             }
         }
+    }
+
+    /// Nothing has left yet: the blocked stream is a reply of our own, which ends cleanly and cuts the provider at once.
+    fn reply_blocked(&mut self, exchange: &Exchange, body: Vec<u8>, context: &mut Context<'_>) -> State {
+        self.record.status = 200;
+        self.finish_exchange(exchange, context);
+        let mut headers = respond::answer_headers(&self.record, exchange);
+        headers.push(("content-type", "text/event-stream".to_owned()));
+        context.effects.push(Effect::Reply(Reply { status: 200, headers, body }));
+        State::Settled
     }
 
     fn blocked_body(&self, exchange: &Exchange, whole: &Whole, context: &Context<'_>) -> Vec<u8> {

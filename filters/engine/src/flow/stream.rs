@@ -80,6 +80,8 @@ pub(super) struct Stream {
     /// Nothing of the provider's leaves any more: blocked, or failed.
     pub(super) cut: bool,
     pub(super) first_text_us: Option<u64>,
+    /// When something was last made ready; 0 before the first bytes.
+    quiet_since_us: u64,
 }
 
 /// What a step found.
@@ -92,7 +94,12 @@ pub(super) enum Found {
     Failed,
     /// More text than may wait.
     Overflow,
+    /// The client has its ending and the provider goes on: its connection is to be cut.
+    Abandoned,
 }
+
+/// How long a client that waits for a verdict goes without a byte.
+const KEEP_ALIVE_US: u64 = 5_000_000;
 
 impl Stream {
     pub(super) fn new(form: Form, mode: OutputMode, window_tokens: Vec<u32>) -> Self {
@@ -118,6 +125,7 @@ impl Stream {
             ended: false,
             cut: false,
             first_text_us: None,
+            quiet_since_us: 0,
         }
     }
 
@@ -134,7 +142,9 @@ impl Stream {
     pub(super) fn feed(&mut self, bytes: &[u8], ends: bool, now_us: u64) -> Found {
         self.ended |= ends;
         if self.cut {
-            return Found::Nothing;
+            // What was made ready leaves with this call; the provider is cut off with the next.
+            let gone = self.ready.is_empty() && !ends;
+            return if gone { Found::Abandoned } else { Found::Nothing };
         }
         let mut decoder = core::mem::take(&mut self.decoder);
         let mut failed = false;
@@ -154,7 +164,22 @@ impl Stream {
         if self.held_bytes > MAX_HELD_BYTES {
             return Found::Overflow;
         }
+        self.keep_alive(now_us);
         self.due()
+    }
+
+    /// A comment instead of text that still waits. It says nothing of the answer, and only follows a head that is out or
+    /// due: the first one leaves no earlier than [`KEEP_ALIVE_US`] after the provider's.
+    fn keep_alive(&mut self, now_us: u64) {
+        if !self.ready.is_empty() || self.quiet_since_us == 0 {
+            self.quiet_since_us = now_us;
+        } else if self.judges()
+            && !self.windows.is_in_flight()
+            && now_us.saturating_sub(self.quiet_since_us) >= KEEP_ALIVE_US
+        {
+            self.quiet_since_us = now_us;
+            self.ready.extend_from_slice(b": keep-alive\n\n");
+        }
     }
 
     fn due(&self) -> Found {
