@@ -60,7 +60,7 @@ async fn an_unsafe_prompt_is_blocked_with_its_categories_and_audited() {
     assert_eq!(audit.lines().count(), 4);
     let verified = |expected| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_parapet"));
-        let output = command.arg("audit").env("PARAPET_DATA_DIR", stack.data()).output().unwrap();
+        let output = command.args(["audit", "verify"]).env("PARAPET_DATA_DIR", stack.data()).output().unwrap();
         assert_eq!(output.status.success(), expected, "{}", String::from_utf8_lossy(&output.stderr));
     };
     verified(true);
