@@ -92,6 +92,11 @@ impl GatewayStream {
                 self.replied = true;
                 host::send_reply(reply.status, &reply.headers, &reply.body);
             }
+            Effect::Abort => {
+                // As after a reply: nothing that still comes is of interest.
+                self.replied = true;
+                host::reset_response();
+            }
             Effect::Record(bytes) => {
                 host::set_property(RECORD, &bytes);
             }
@@ -144,12 +149,7 @@ impl Context for GatewayStream {
         let Some(position) = self.calls.iter().position(|(known, _)| *known == token) else { return };
         let (_, call) = self.calls.swap_remove(position);
         // A connection that broke after its head comes back without any header.
-        let status = if headers == 0 {
-            0
-        } else {
-            let status = host::header(Map::Callout, ":status").unwrap_or_default();
-            core::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or(0)
-        };
+        let status = if headers == 0 { 0 } else { host::status(Map::Callout) };
         let body = host::buffer(Buffer::Callout, 0, body_size);
         self.step(Event::Answered { call, status, body: &body });
         if self.replied {

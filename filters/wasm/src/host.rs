@@ -71,6 +71,7 @@ unsafe extern "C" {
         grpc_status: i32,
     ) -> u32;
     fn proxy_continue_stream(stream: u32) -> u32;
+    fn proxy_close_stream(stream: u32) -> u32;
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
 }
 
@@ -158,6 +159,12 @@ pub(crate) fn remove_header(map: Map, name: &str) -> bool {
     unsafe { proxy_remove_header_map_value(map as u32, name.as_ptr(), name.len()) == OK }
 }
 
+/// `:status` of a response's or callout's head, or 0.
+pub(crate) fn status(map: Map) -> u16 {
+    let status = header(map, ":status").unwrap_or_default();
+    core::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or(0)
+}
+
 /// The bytes of a buffer from `start` on.
 pub(crate) fn buffer(buffer: Buffer, start: usize, max: usize) -> Vec<u8> {
     if max == 0 {
@@ -200,6 +207,12 @@ pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: Option<u32>) -> bool
     unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas.unwrap_or(0)) == OK }
 }
 
+/// True for one caller of all workers. Two that ask at the very same moment may both be told so.
+pub(crate) fn take_once(key: &str) -> bool {
+    let (value, _) = shared_data(key);
+    value.is_none() && set_shared_data(key, b"taken", None)
+}
+
 pub(crate) fn send_reply(status: u16, headers: &[(&'static str, String)], body: &[u8]) -> bool {
     let pairs: Vec<(&str, &[u8])> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
     let pairs = write_pairs(&pairs);
@@ -226,6 +239,12 @@ pub(crate) fn resume_request() {
 pub(crate) fn resume_response() {
     // SAFETY: takes no pointers. 1 is the HTTP response.
     let _ = unsafe { proxy_continue_stream(1) };
+}
+
+/// Ends the stream in both directions at once, without its regular end.
+pub(crate) fn reset_response() {
+    // SAFETY: takes no pointers. 1 is the HTTP response.
+    let _ = unsafe { proxy_close_stream(1) };
 }
 
 /// Microseconds since the Unix epoch.

@@ -141,8 +141,7 @@ impl HttpContext for ProviderStream {
         if self.refused {
             return Action::Continue;
         }
-        let status = host::header(Map::Response, ":status").unwrap_or_default();
-        let status: u16 = core::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or(0);
+        let status = host::status(Map::Response);
         let content_type = host::header(Map::Response, "content-type").unwrap_or_default();
         let is_event_stream =
             content_type.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"));
