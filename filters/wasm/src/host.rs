@@ -32,7 +32,6 @@ const OK: u32 = 0;
 #[cfg_attr(target_arch = "wasm32", link(wasm_import_module = "env"))]
 unsafe extern "C" {
     fn proxy_get_header_map_pairs(map: u32, data: *mut *mut u8, size: *mut usize) -> u32;
-    fn proxy_set_header_map_pairs(map: u32, data: *const u8, size: usize) -> u32;
     fn proxy_get_header_map_value(
         map: u32,
         key: *const u8,
@@ -141,12 +140,6 @@ fn pairs_of<'a>(headers: &'a [(&'static str, String)]) -> impl ExactSizeIterator
     headers.iter().map(|(name, value)| (*name, value.as_bytes()))
 }
 
-pub(crate) fn set_headers(map: Map, headers: &[(&'static str, String)]) -> bool {
-    let bytes = write_pairs(pairs_of(headers));
-    // SAFETY: the slice is valid for the call.
-    unsafe { proxy_set_header_map_pairs(map as u32, bytes.as_ptr(), bytes.len()) == OK }
-}
-
 pub(crate) fn header(map: Map, name: &str) -> Option<Vec<u8>> {
     // SAFETY: the pointers are valid for the call.
     returned(|data, size| unsafe { proxy_get_header_map_value(map as u32, name.as_ptr(), name.len(), data, size) })
@@ -169,6 +162,11 @@ pub(crate) fn buffer(buffer: Buffer, start: usize, max: usize) -> Vec<u8> {
     }
     // SAFETY: the pointers are valid for the call.
     returned(|data, size| unsafe { proxy_get_buffer_bytes(buffer as u32, start, max, data, size) }).unwrap_or_default()
+}
+
+/// All that is in a buffer from `start` on: what trailers end, whose callback tells no size.
+pub(crate) fn buffer_from(which: Buffer, start: usize) -> Vec<u8> {
+    buffer(which, start, usize::MAX.saturating_sub(start))
 }
 
 /// Replaces a whole buffer.
