@@ -87,6 +87,8 @@ pub enum Effect {
     RemoveResponseHeader(String),
     /// Parapet's own answer instead of any other.
     Reply(Reply),
+    /// Ends the stream in both directions: the client has had its ending, the provider must stop.
+    Abort,
     /// The record, for the access log.
     Record(Vec<u8>),
 }

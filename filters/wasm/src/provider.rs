@@ -59,7 +59,7 @@ impl ProviderStream {
         let Some(model) = self.rename.take() else { return Action::Continue };
         let Some(renamed) = provider::body_for(&body(), &model) else { return self.refuse() };
         host::set_header(Map::Request, "content-length", &renamed.len().to_string());
-        host::set_buffer(Buffer::RequestBody, &renamed);
+        host::set_buffer(Buffer::Request, &renamed);
         Action::Continue
     }
 
@@ -137,22 +137,21 @@ impl HttpContext for ProviderStream {
         if self.rename.is_some() && !end_of_stream {
             return Action::Pause;
         }
-        self.rename(|| host::buffer(Buffer::RequestBody, 0, size))
+        self.rename(|| host::buffer(Buffer::Request, 0, size))
     }
 
     fn on_http_request_trailers(&mut self, _count: usize) -> Action {
         if self.refused {
             return Action::Pause;
         }
-        self.rename(|| host::buffer_from(Buffer::RequestBody, 0))
+        self.rename(|| host::buffer_from(Buffer::Request, 0))
     }
 
     fn on_http_response_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
         if self.refused {
             return Action::Continue;
         }
-        let status = host::header(Map::Response, ":status").unwrap_or_default();
-        let status: u16 = core::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or(0);
+        let status = host::status(Map::Response);
         let content_type = host::header(Map::Response, "content-type").unwrap_or_default();
         let is_event_stream =
             content_type.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"));
@@ -170,7 +169,7 @@ impl HttpContext for ProviderStream {
         if self.gate.wants_whole() && !end_of_stream {
             return Action::Pause;
         }
-        let bytes = host::buffer(Buffer::ResponseBody, self.seen, size.saturating_sub(self.seen));
+        let bytes = host::buffer(Buffer::Response, self.seen, size.saturating_sub(self.seen));
         self.seen = size;
         let gate = self.gate.on_body(&bytes, end_of_stream);
         self.apply(gate, 200)
@@ -180,7 +179,7 @@ impl HttpContext for ProviderStream {
         if self.refused || self.gate.is_decided() || self.attempt.is_none() {
             return Action::Continue;
         }
-        let bytes = host::buffer_from(Buffer::ResponseBody, self.seen);
+        let bytes = host::buffer_from(Buffer::Response, self.seen);
         let gate = self.gate.on_body(&bytes, true);
         self.apply(gate, 200)
     }

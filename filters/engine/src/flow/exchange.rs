@@ -2,12 +2,12 @@
 
 use super::BodyMode;
 use super::stream::Stream;
+use crate::answer::Answer;
 use crate::cache::{self, Directives};
-use crate::guard::{self};
+use crate::guard;
+use crate::guard::passage::Passage;
 use crate::identity::Principal;
 use crate::quota::Decision;
-use crate::record::Answered;
-use crate::record::Usage;
 
 #[derive(Debug)]
 pub struct Exchange {
@@ -97,11 +97,13 @@ pub(super) enum Collecting {
 /// A whole answer.
 #[derive(Debug)]
 pub(super) struct Whole {
-    pub(super) answers: Vec<Answered>,
-    pub(super) usage: Option<Usage>,
+    pub(super) answer: Answer,
     /// What leaves if the answer passes; `None`: the body as it came.
     pub(super) body: Option<Vec<u8>>,
+    /// Length of the body as it came.
+    pub(super) came_bytes: usize,
     /// What the output guard is reading.
+    pub(super) passage: Option<Passage>,
     pub(super) prompt: Option<String>,
 }
 

@@ -16,6 +16,9 @@ use crate::{chat, openai, provider, trace};
 /// The largest timeout in Envoy's per-try header that still makes sense: an hour.
 const MAX_TRY_MS: u64 = 3_600_000;
 
+/// A dotted order has 60 bytes for each ancestor; deeper traces are not joined.
+const MAX_DOTTED_ORDER_BYTES: usize = 4_096;
+
 /// What the head told.
 #[derive(Debug)]
 pub(super) struct Caller {
@@ -117,7 +120,7 @@ impl Flow {
         self.record.feature = head.tag("x-feature");
         self.record.end_user = head.tag("x-user-id");
         self.record.traceparent = head.tag("traceparent");
-        self.record.langsmith_parent = head.tag("langsmith-trace");
+        self.record.langsmith_parent = head.text("langsmith-trace", MAX_DOTTED_ORDER_BYTES);
     }
 
     fn reply(&mut self, reply: super::Reply, context: &mut Context<'_>) -> State {

@@ -140,8 +140,16 @@ pub(super) fn note_cache(record: &mut Record, exchange: &Exchange, config: &Conf
     });
 }
 
+/// The gateway's own headers on an answer that did not come from the cache.
+pub(super) fn answer_headers(record: &Record, exchange: &Exchange) -> Headers {
+    let mut headers = vec![("x-parapet-trace-id", record.id.clone())];
+    headers.extend(cache_status(record, exchange).map(|status| ("cache-status", status.to_owned())));
+    headers.extend(exchange.quota.iter().flat_map(rate_headers));
+    headers
+}
+
 /// `Cache-Status` (RFC 9211) for an answer that was not in the cache.
-pub(super) fn cache_status(record: &Record, exchange: &Exchange) -> Option<&'static str> {
+fn cache_status(record: &Record, exchange: &Exchange) -> Option<&'static str> {
     match record.cache.as_ref()?.outcome.as_str() {
         "miss" => Some("parapet; fwd=miss"),
         _ if exchange.key.is_some() => Some("parapet; fwd=request"),
