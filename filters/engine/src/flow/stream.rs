@@ -210,6 +210,8 @@ impl Stream {
                 self.push(event.raw, Kind::Quiet);
                 Ok(())
             }
+            // What no call would read cannot be judged either.
+            Chunk::Deltas { deltas, .. } if self.judges() && !deltas.iter().all(Delta::is_within_bounds) => Err(()),
             Chunk::Deltas { deltas, usage, model } => {
                 self.answer.usage = usage.or(self.answer.usage);
                 self.on_deltas(event, deltas, usage.is_some(), model.as_deref(), now_us);

@@ -87,6 +87,9 @@ pub fn parse_answer(body: &[u8]) -> Result<(Answer, Option<String>), Chunk> {
         let mut delta = Delta { choice: index, ..delta(choice) };
         // In a whole answer the calls' order is their index.
         delta.tool_calls.iter_mut().enumerate().for_each(|(index, call)| call.index = index);
+        if !delta.is_within_bounds() {
+            return Err(Chunk::Unreadable);
+        }
         answer.add(&delta);
     }
     answer.progress = 0;
