@@ -28,7 +28,7 @@ pub(crate) const PARALLEL: &str = r#"{"input_guard": {"mode": "parallel"}}"#;
 pub(crate) const BLOCKING: &str = r#"{"input_guard": {"mode": "blocking"}}"#;
 pub(crate) const HOLD: &str = r#"{"output_guard": {"mode": "hold", "window_tokens": [2]}}"#;
 pub(crate) const ASYNC: &str = r#"{"output_guard": {"mode": "async", "window_tokens": [2]}}"#;
-pub(crate) const ONE_A_MINUTE: &str = r#"{"limits": {"requests_per_minute": 2}}"#;
+pub(crate) const TWO_A_MINUTE: &str = r#"{"limits": {"requests_per_minute": 2}}"#;
 
 pub(crate) fn start(policy: &str) -> (Host, Vm) {
     let json = configuration(policy);
