@@ -22,6 +22,8 @@ pub(crate) struct ProviderStream {
     /// The model's name here, if the body has to be rewritten for it.
     rename: Option<String>,
     gate: FirstToken,
+    /// The head of an answer came.
+    head_came: bool,
     /// Bytes of the held body that the gate has seen.
     seen: usize,
     refused: bool,
@@ -29,7 +31,15 @@ pub(crate) struct ProviderStream {
 
 impl ProviderStream {
     pub(crate) const fn new(shared: Rc<Shared>) -> Self {
-        Self { shared, attempt: None, rename: None, gate: FirstToken::new(false), seen: 0, refused: false }
+        Self {
+            shared,
+            attempt: None,
+            rename: None,
+            gate: FirstToken::new(false),
+            head_came: false,
+            seen: 0,
+            refused: false,
+        }
     }
 
     /// The head map is one for all attempts: everything is set, nothing is added to.
@@ -99,8 +109,9 @@ impl ProviderStream {
 
 impl Context for ProviderStream {
     fn on_done(&mut self) -> bool {
-        // Neither a head nor a token came before the attempt was over: refused, reset, timed out, or the client left.
-        self.note_failure(0, "reset");
+        // Nothing that counts came before the attempt was over: refused, reset, timed out, or the client left.
+        let (status, outcome) = if self.head_came { (200, "no_first_token") } else { (0, "reset") };
+        self.note_failure(status, outcome);
         true
     }
 }
@@ -151,6 +162,7 @@ impl HttpContext for ProviderStream {
         if self.refused {
             return Action::Continue;
         }
+        self.head_came = true;
         let status = host::status(Map::Response);
         let content_type = host::header(Map::Response, "content-type").unwrap_or_default();
         let is_event_stream =

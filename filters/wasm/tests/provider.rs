@@ -181,7 +181,7 @@ fn a_failed_and_an_answering_attempt_make_one_record() {
     stream.finish();
     let record = record(&stream);
     let attempts: Vec<_> = record.attempts.iter().map(|attempt| (&*attempt.provider, &*attempt.outcome)).collect();
-    assert_eq!(attempts, [("vllm", "reset"), ("openai", "ok")]);
+    assert_eq!(attempts, [("vllm", "no_first_token"), ("openai", "ok")]);
 }
 
 #[test]

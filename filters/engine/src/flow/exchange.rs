@@ -91,6 +91,7 @@ pub(super) enum Collecting {
     /// An error with this status.
     Failure {
         status: u16,
+        retry_after_s: Option<u64>,
     },
 }
 

@@ -55,22 +55,22 @@ impl Flow {
         self.record.start_us = context.now_us;
         self.record.request_id = head.tag("x-request-id");
         let method = head.get(":method").unwrap_or_default();
-        let (api, expected): (_, &[u8]) = match head.path() {
-            b"/v1/chat/completions" => ("chat_completions", b"POST"),
-            b"/chat" => ("chat", b"POST"),
-            b"/feedback" => ("feedback", b"POST"),
-            b"/healthz" => ("health", b"GET"),
-            path if path == b"/v1/models" || path.starts_with(b"/v1/models/") => ("models", b"GET"),
-            _ => ("unknown", method),
+        let (api, allowed) = match head.path() {
+            b"/v1/chat/completions" => ("chat_completions", Some("POST")),
+            b"/chat" => ("chat", Some("POST")),
+            b"/feedback" => ("feedback", Some("POST")),
+            b"/healthz" => ("health", Some("GET")),
+            path if path == b"/v1/models" || path.starts_with(b"/v1/models/") => ("models", Some("GET")),
+            _ => ("unknown", None),
         };
         self.record.api = api.to_owned();
-        if api == "unknown" {
+        let Some(allowed) = allowed else {
             return self.refuse(Refusal::new(Reason::NotFound, "There is nothing at this path."), context);
-        }
-        if method != expected {
-            let expected = String::from_utf8_lossy(expected);
-            let message = format!("This path takes {expected} only.");
-            return self.refuse(Refusal::new(Reason::MethodNotAllowed, message), context);
+        };
+        if method != allowed.as_bytes() {
+            let mut refusal = Refusal::new(Reason::MethodNotAllowed, format!("This path takes {allowed} only."));
+            refusal.allow = Some(allowed);
+            return self.refuse(refusal, context);
         }
         if api == "health" {
             return self.reply(respond::health(&self.record.id), context);

@@ -27,6 +27,7 @@ pub(super) fn refusal_headers(refusal: &Refusal, trace_id: &str) -> Headers {
     if let Some(seconds) = refusal.retry_after_s {
         headers.push(("retry-after", seconds.to_string()));
     }
+    headers.extend(refusal.allow.map(|method| ("allow", method.to_owned())));
     if refusal.reason.retry_is_pointless() {
         headers.push(("x-should-retry", "false".to_owned()));
     }

@@ -24,10 +24,12 @@ impl Flow {
         self.attempts = attempts(head);
         self.note_attempt(&exchange, head, context);
         if ends || status != 200 {
+            let retry_after_s =
+                head.get("retry-after").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok());
             if ends {
-                return self.fail(&exchange, &provider_failure(status, b""), context);
+                return self.fail(&exchange, &provider_failure(status, retry_after_s, b""), context);
             }
-            exchange.phase = Phase::Collecting(Collecting::Failure { status });
+            exchange.phase = Phase::Collecting(Collecting::Failure { status, retry_after_s });
             return State::Exchanging(exchange);
         }
         self.write_response_head(&exchange, head, context);
@@ -93,8 +95,8 @@ impl Flow {
                 self.on_found(exchange, found, context)
             }
             Phase::Collecting(Collecting::Answer) if ends => self.on_whole(exchange, bytes, context),
-            Phase::Collecting(Collecting::Failure { status }) if ends => {
-                let refusal = provider_failure(*status, bytes);
+            Phase::Collecting(Collecting::Failure { status, retry_after_s }) if ends => {
+                let refusal = provider_failure(*status, *retry_after_s, bytes);
                 self.fail(&exchange, &refusal, context)
             }
             _ => State::Exchanging(exchange),
@@ -138,8 +140,9 @@ impl Flow {
         ending: Vec<u8>,
         context: &mut Context<'_>,
     ) -> State {
+        let input_is_pending = exchange.input_is_pending();
         let Phase::Streaming(stream) = &mut exchange.phase else { return State::Exchanging(exchange) };
-        if !stream.released && !matches!(exchange.input, super::exchange::Input::Pending { .. }) {
+        if !stream.released && !input_is_pending {
             return self.fail(&exchange, refusal, context);
         }
         self.record.reason = Some(refusal.reason.code().to_owned());
@@ -151,7 +154,11 @@ impl Flow {
     fn fail(&mut self, exchange: &Exchange, refusal: &Refusal, context: &mut Context<'_>) -> State {
         let used = self.used_tokens(exchange, false);
         self.settle(exchange, used, context);
-        self.refuse(refusal.clone(), context)
+        let state = self.refuse(refusal.clone(), context);
+        if let Some(Effect::Reply(reply)) = context.effects.last_mut() {
+            reply.headers.push(("x-parapet-attempts", self.attempts.max(1).to_string()));
+        }
+        state
     }
 
     fn on_whole(&mut self, exchange: Box<Exchange>, bytes: &[u8], context: &mut Context<'_>) -> State {
@@ -162,7 +169,7 @@ impl Flow {
                     Chunk::Error { code: Some(code), .. } => code,
                     _ => 502,
                 };
-                return self.fail(&exchange, &provider_failure(status, bytes), context);
+                return self.fail(&exchange, &provider_failure(status, None, bytes), context);
             }
         };
         self.record.usage = answer.usage;
@@ -221,10 +228,11 @@ impl Flow {
                 self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
                 let id = format!("chatcmpl-{}", self.record.id);
                 let ending = stream.blocked_ending(&id, context.now_s());
-                let released = stream.released;
+                // While the input's verdict is out, it has the first word.
+                let replies = !stream.released && !exchange.input_is_pending();
                 stream.cut(&ending);
                 exchange.phase = Phase::Streaming(stream);
-                if released { State::Exchanging(exchange) } else { self.reply_blocked(&exchange, ending, context) }
+                if replies { self.reply_blocked(&exchange, ending, context) } else { State::Exchanging(exchange) }
             }
             (Phase::Streaming(stream), Action::Unavailable) => {
                 exchange.phase = Phase::Streaming(stream);
@@ -299,8 +307,8 @@ fn attempts(head: &Head<'_>) -> u32 {
 
 /// What the client is told when the last provider failed. A provider's word passes on only where the request itself is
 /// at fault; anything else might speak of what is inside.
-fn provider_failure(status: u16, body: &[u8]) -> Refusal {
-    match status {
+fn provider_failure(status: u16, retry_after_s: Option<u64>, body: &[u8]) -> Refusal {
+    let refusal = match status {
         400 | 422 => {
             let message = match openai::parse_answer(body) {
                 Err(Chunk::Error { message, .. }) if !message.is_empty() => message.chars().take(500).collect(),
@@ -312,7 +320,8 @@ fn provider_failure(status: u16, body: &[u8]) -> Refusal {
         413 => Refusal::new(Reason::RequestTooLarge, "The request is too large."),
         408 | 504 => Refusal::new(Reason::UpstreamTimeout, "No model answered in time."),
         _ => Refusal::new(Reason::UpstreamError, "No model could answer."),
-    }
+    };
+    Refusal { retry_after_s, ..refusal }
 }
 
 impl Exchange {

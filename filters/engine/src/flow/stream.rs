@@ -327,6 +327,11 @@ impl Stream {
         self.reading = None;
         self.held.clear();
         self.held_bytes = 0;
+        if !self.released {
+            // What was ready has not left, and now never will.
+            self.ready.clear();
+            self.shown = Answer::default();
+        }
         self.ready.extend_from_slice(ending);
         self.cut = true;
     }
