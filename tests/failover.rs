@@ -250,6 +250,21 @@ async fn a_stream_that_fails_in_its_middle_never_ends_as_a_good_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_held_stream_that_breaks_off_before_its_first_verdict_is_an_error_answer() {
+    let stack = Stack::start().await;
+    for name in ["error_event_after", "no_finish_after", "cut_after"] {
+        for tokens in [1, 3, 7] {
+            fault(stack.vllm(), serde_json::from_value(json!({name: tokens, "token_ms": 2})).unwrap());
+            let response = stack.alice(&stream("count to 100")).await;
+            let place = format!("{name} {tokens}: {:?}", response.headers);
+            assert!(response.header("x-parapet-trace-id").is_some(), "not the gateway's own answer: {place}");
+            assert_eq!(response.status, 502, "{place}");
+            response.into_error(502, "upstream_error").await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cut_connection_is_told_from_a_client_that_left() {
     let stack = Stack::start().await;
     for key in [OPEN, BOB, ALICE] {

@@ -92,16 +92,9 @@ impl Builder {
         }
         command.envs(self.environment);
         let log = data.path().join("up.log");
-        let up = Up::start(command, log);
+        let up = Up::start(&mut command, log);
         let address = up.address;
-        let rendered = std::fs::read_to_string(data.path().join("data/run/envoy.yaml")).unwrap();
-        let rendered: Value = serde_yaml_ng::from_str(&rendered).unwrap();
-        let port = |socket: &Value| u16::try_from(socket["socket_address"]["port_value"].as_u64().unwrap()).unwrap();
-        let admin = SocketAddr::from(([127, 0, 0, 1], port(&rendered["admin"]["address"])));
-        let clusters = rendered["static_resources"]["clusters"].as_array().unwrap();
-        let sidecar = clusters.iter().find(|cluster| cluster["name"] == "sidecar").unwrap();
-        let sidecar = &sidecar["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"];
-        let sidecar = SocketAddr::from(([127, 0, 0, 1], port(sidecar)));
+        let (admin, sidecar) = ports(data.path());
         Stack {
             up,
             vllm: Some(vllm),
@@ -111,9 +104,24 @@ impl Builder {
             address,
             admin,
             sidecar,
+            command,
             data,
         }
     }
+}
+
+/// Where Envoy's admin interface and the sidecar listen: written in the configuration that Envoy got.
+fn ports(directory: &Path) -> (SocketAddr, SocketAddr) {
+    let rendered = std::fs::read_to_string(directory.join("data/run/envoy.yaml")).unwrap();
+    let rendered: Value = serde_yaml_ng::from_str(&rendered).unwrap();
+    let local = |socket: &Value| {
+        let port = socket["socket_address"]["port_value"].as_u64().unwrap();
+        SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
+    };
+    let clusters = rendered["static_resources"]["clusters"].as_array().unwrap();
+    let sidecar = clusters.iter().find(|cluster| cluster["name"] == "sidecar").unwrap();
+    let sidecar = &sidecar["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]["address"];
+    (local(&rendered["admin"]["address"]), local(sidecar))
 }
 
 /// A running `parapet up`. Its children are tied to it: ended with it, however it ends.
@@ -124,7 +132,7 @@ struct Up {
 }
 
 impl Up {
-    fn start(mut command: Command, log: PathBuf) -> Self {
+    fn start(command: &mut Command, log: PathBuf) -> Self {
         let output = File::create(&log).unwrap();
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(output).spawn().unwrap();
         let mut line = String::new();
@@ -160,6 +168,7 @@ pub struct Stack {
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub sidecar: SocketAddr,
+    command: Command,
     data: TempDir,
 }
 
@@ -214,6 +223,15 @@ impl Stack {
         self.langsmith = Some(langsmith::start(langsmith::Options { port, ..Default::default() }).await.unwrap());
     }
 
+    /// Ends everything and starts it again over the same data.
+    pub async fn restart(&mut self) {
+        kill_process(Pid::from_raw(self.up.process.id().try_into().unwrap()).unwrap(), Signal::TERM).unwrap();
+        assert!(self.up.process.wait().unwrap().success());
+        self.up = Up::start(&mut self.command, self.data.path().join("up-again.log"));
+        self.address = self.up.address;
+        (self.admin, self.sidecar) = ports(self.data.path());
+    }
+
     pub fn data(&self) -> PathBuf {
         self.data.path().join("data")
     }
@@ -264,11 +282,16 @@ impl Stack {
         self.vllm.as_ref().map(Simulator::requests).unwrap_or_default()
     }
 
-    /// No VM was lost, and a request is served as ever.
-    pub async fn assert_well(&self) {
+    /// No VM was lost.
+    pub async fn assert_lives(&self) {
         let reloads = self.stats("vm_reload").await;
         assert!(!reloads.is_empty(), "Envoy counts no reloads of VMs any more: the statistic has another name");
         assert!(reloads.iter().all(|(_, count)| *count == 0), "{reloads:?}");
+    }
+
+    /// No VM was lost, and a request is served as ever.
+    pub async fn assert_well(&self) {
+        self.assert_lives().await;
         let response = self.chat(super::OPEN, &super::ask("say: still well")).await;
         assert_eq!(response.status, 200);
         assert_eq!(response.into_json().await["choices"][0]["message"]["content"], "still well");
@@ -302,4 +325,35 @@ pub async fn left_by_gateway(simulator: &Simulator) -> SeenRequest {
 
 pub fn fault(simulator: &Simulator, faults: Faults) {
     simulator.set_faults(faults).unwrap();
+}
+
+/// A sidecar of one's own beside a stack that was started with `PARAPET_SIDECAR_URL`: one that can be killed.
+pub struct OwnSidecar(Child);
+
+impl OwnSidecar {
+    pub fn start(stack: &Stack, port: u16) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_parapet"));
+        command
+            .arg("sidecar")
+            .env_clear()
+            .env("PARAPET_DATA_DIR", stack.data.path().join("sidecar"))
+            .env("PARAPET_ACCESS_LOG", stack.data().join("log/access.jsonl"))
+            .env("PARAPET_SIDECAR_PORT", port.to_string())
+            .env("PARAPET_ROTATE_BYTES", "0")
+            .env("LANGSMITH_ENDPOINT", stack.langsmith().url())
+            .stderr(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+
+    /// As the kernel does it: without a chance to write anything down.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for OwnSidecar {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
