@@ -1,5 +1,12 @@
 //! vLLM first, OpenAI when vLLM is down, slow, full or lying about it; and what the client sees when nobody answers.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of tests fails by panicking, as a test does"
+)]
+
 mod support;
 
 use parapet::sim::SeenRequest;
