@@ -57,6 +57,8 @@ impl Skipped {
 #[derive(Deserialize)]
 struct Envelope<'a> {
     v: u32,
+    #[serde(default)]
+    code: u16,
     #[serde(borrow, default)]
     flags: Cow<'a, str>,
     #[serde(borrow, default)]
@@ -101,9 +103,13 @@ fn parse_whole(bytes: &[u8]) -> Result<Line, Skipped> {
     if envelope.v != LINE_VERSION || (record_version != VERSION && record_version != 0) {
         return Err(Skipped::UnknownVersion { line: envelope.v, record: record_version });
     }
-    let record = parsed.map_err(|error| Skipped::BadRecord { at: error.column() })?;
+    let mut record = parsed.map_err(|error| Skipped::BadRecord { at: error.column() })?;
     if record_version == 0 {
         return Err(Skipped::UnknownVersion { line: envelope.v, record: 0 });
+    }
+    if record.status == 0 {
+        // An answer that Envoy made after the filter had its last word (a connection that broke while it was held).
+        record.status = envelope.code;
     }
     let id = Uuid::try_parse(&record.id).map_err(|_| Skipped::BadId)?;
     Ok(Line { id, record, flags: envelope.flags.into_owned(), details: envelope.details.into_owned() })
@@ -137,7 +143,7 @@ pub(crate) mod tests {
         let good = format!(r#"{{"v":1,"id":"{ID}","api":"chat","messages":[{{"role":"user","content":"é\""}}]}}"#);
         let (parsed, start) = parse(line(&good).as_bytes()).unwrap();
         assert_eq!((parsed.id.to_string().as_str(), start, parsed.is_run()), (ID, 0, true));
-        assert_eq!(parsed.details, "via_upstream");
+        assert_eq!((&*parsed.details, parsed.record.status), ("via_upstream", 200), "the code stands in for a status the filter never saw");
 
         let skipped = |text: &str| parse(text.as_bytes()).unwrap_err();
         assert_eq!(skipped(&line("-")), Skipped::Unrecorded);
