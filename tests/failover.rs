@@ -168,7 +168,6 @@ async fn when_nobody_answers_the_client_is_told_so_and_nothing_else() {
         (json!({"status": 429}), 502, "upstream_error"),
         (json!({"status": 503, "body": "internal: 10.0.0.7 is down"}), 502, "upstream_error"),
         (json!({"status": 401}), 502, "upstream_error"),
-        (json!({"cut_after": 0}), 502, "upstream_error"),
         (json!({"hang": true}), 504, "upstream_timeout"),
     ];
     for (faults, status, code) in table {
@@ -291,7 +290,7 @@ async fn a_cut_connection_is_told_from_a_client_that_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_last_provider_whose_stream_begins_with_rubbish_or_an_error_is_no_answer() {
     let stack = Stack::start().await;
-    for faults in [json!({"error_event_first": true}), json!({"malformed": true})] {
+    for faults in [json!({"error_event_first": true}), json!({"malformed": true}), json!({"cut_after": 0})] {
         for streams in [false, true] {
             for simulator in [stack.vllm(), stack.openai()] {
                 fault(simulator, serde_json::from_value(faults.clone()).unwrap());
@@ -330,6 +329,17 @@ async fn guards_and_quota_do_not_get_in_the_way_of_failover() {
         } else {
             assert_eq!(response.into_json().await["choices"][0]["message"]["content"], count(30));
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guard_that_fails_beside_a_failover_is_what_the_client_is_told() {
+    let mut stack = Stack::start().await;
+    stack.stop_vllm().await;
+    fault(stack.guard(), Faults { garbage_verdict: Some("?".to_owned()), latency_ms: Some(100), ..Faults::default() });
+    for streams in [false, true] {
+        let response = stack.alice(&with(ask("Hello"), json!({"stream": streams}))).await;
+        response.into_error(503, "guard_unavailable").await;
     }
 }
 
