@@ -1,5 +1,12 @@
 //! The exact cache: what is served from it, to whom, and what never gets into it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of tests fails by panicking, as a test does"
+)]
+
 mod support;
 
 use serde_json::{Value, json};

@@ -1,5 +1,12 @@
 //! The endpoints as a client meets them, through the real Envoy.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of tests fails by panicking, as a test does"
+)]
+
 mod support;
 
 use std::collections::BTreeSet;

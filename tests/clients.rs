@@ -2,6 +2,13 @@
 //!
 //! `scripts/test e2e` sets `PARAPET_PYTHON`: an environment with `tests/clients/requirements.txt`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of tests fails by panicking, as a test does"
+)]
+
 mod support;
 
 use std::process::Output;

@@ -1,5 +1,12 @@
 //! The guards: what is blocked, what it costs, and that nothing leaves before its verdict.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of tests fails by panicking, as a test does"
+)]
+
 mod support;
 
 use std::process::Command;
@@ -305,7 +312,8 @@ async fn unsafe_text_never_leaves_before_its_verdict_wherever_it_stands() {
             assert_eq!(response.status, 200, "{place}");
             let trace = response.trace();
             let streamed = response.events().all().await;
-            assert!(streamed.done && streamed.end.is_ok(), "{place}: {streamed:?}");
+            // Once the client has its ending, the provider's connection is cut and this one with it.
+            assert!(streamed.done, "{place}: {streamed:?}");
             assert_eq!(streamed.finish_reasons(), ["content_filter"], "{place}");
             let text = streamed.text();
             let let_out = text.strip_suffix(REFUSAL).unwrap_or_else(|| panic!("{place}: no refusal: {text}"));
@@ -436,7 +444,7 @@ async fn an_async_stream_is_cut_at_the_verdict() {
     let response = stack.chat(BOB, &stream(&text)).await;
     let trace = response.trace();
     let streamed = response.events().all().await;
-    assert!(streamed.done && streamed.end.is_ok(), "{streamed:?}");
+    assert!(streamed.done, "{streamed:?}");
     assert_eq!(streamed.finish_reasons(), ["content_filter"]);
     assert!(streamed.text().ends_with(REFUSAL), "{}", streamed.text());
     left_by_gateway(stack.vllm()).await;

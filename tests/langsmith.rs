@@ -1,5 +1,12 @@
 //! Each request becomes one LangSmith trace, whatever happens to LangSmith or the sidecar meanwhile.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of tests fails by panicking, as a test does"
+)]
+
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};

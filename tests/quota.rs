@@ -1,5 +1,12 @@
 //! Limits per user: what is refused, what a client is told, and that what was reserved is settled.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of tests fails by panicking, as a test does"
+)]
+
 mod support;
 
 use futures_util::future::join_all;

@@ -1,5 +1,12 @@
 //! What clients do by mistake or malice: the gateway refuses it or lives with it, and serves the next as ever.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of tests fails by panicking, as a test does"
+)]
+
 mod support;
 
 use futures_util::future::join_all;

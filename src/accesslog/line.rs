@@ -143,7 +143,11 @@ pub(crate) mod tests {
         let good = format!(r#"{{"v":1,"id":"{ID}","api":"chat","messages":[{{"role":"user","content":"é\""}}]}}"#);
         let (parsed, start) = parse(line(&good).as_bytes()).unwrap();
         assert_eq!((parsed.id.to_string().as_str(), start, parsed.is_run()), (ID, 0, true));
-        assert_eq!((&*parsed.details, parsed.record.status), ("via_upstream", 200), "the code stands in for a status the filter never saw");
+        assert_eq!(
+            (&*parsed.details, parsed.record.status),
+            ("via_upstream", 200),
+            "the code stands in for a status the filter never saw"
+        );
 
         let skipped = |text: &str| parse(text.as_bytes()).unwrap_err();
         assert_eq!(skipped(&line("-")), Skipped::Unrecorded);

@@ -224,17 +224,24 @@ impl Response {
     /// The error of the contract's shape, which has to have this status and code.
     #[track_caller]
     pub fn into_error(self, status: u16, code: &str) -> impl Future<Output = Value> {
-        let (place, code) = (std::panic::Location::caller(), code.to_owned());
+        let place = std::panic::Location::caller();
+        self.into_error_at(status, code, place.to_string())
+    }
+
+    /// As [`Response::into_error`], with a place of one's own for the failures.
+    pub fn into_error_at(self, status: u16, code: &str, place: String) -> impl Future<Output = Value> {
+        let code = code.to_owned();
         async move {
-            let (found, trace) = (self.status, self.trace());
+            let (found, head) = (self.status, format!("{:?}", self.headers));
+            let trace = self.header("x-parapet-trace-id").map(str::len);
             let body = self.into_json().await;
-            assert_eq!((found, body["error"]["code"].as_str()), (status, Some(&*code)), "{body} at {place}");
+            assert_eq!((found, body["error"]["code"].as_str()), (status, Some(&*code)), "{place}: {body} {head}");
             let error = &body["error"];
             let message = error["message"].as_str().unwrap();
-            assert!(!message.is_empty() && !message.contains('\n'), "{message:?} at {place}");
-            assert!(error["type"].is_string() && error.get("param").is_some(), "{body} at {place}");
-            assert_eq!(body.as_object().unwrap().len(), 1, "{body} at {place}");
-            assert_eq!(trace.len(), 36, "{trace} at {place}");
+            assert!(!message.is_empty() && !message.contains('\n'), "{place}: {message:?}");
+            assert!(error["type"].is_string() && error.get("param").is_some(), "{place}: no `param`: {body} {head}");
+            assert_eq!(body.as_object().unwrap().len(), 1, "{place}: {body}");
+            assert_eq!(trace, Some(36), "{place}: no trace id: {body} {head}");
             body["error"].clone()
         }
     }

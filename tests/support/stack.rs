@@ -18,6 +18,7 @@ pub struct Builder {
     edits: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     langsmith: bool,
+    impatient: bool,
 }
 
 impl Builder {
@@ -33,11 +34,9 @@ impl Builder {
     }
 
     /// First-token limits that a test can wait for.
-    pub fn impatient(self) -> Self {
-        self.edit(
-            "first_token: {stream_ms: 10000, json_ms: 10000, per_token_ms: 15}",
-            "first_token: {stream_ms: 300, json_ms: 300, per_token_ms: 0}",
-        )
+    pub fn impatient(mut self) -> Self {
+        self.impatient = true;
+        self
     }
 
     /// Runs are uploaded to a simulated LangSmith.
@@ -53,6 +52,11 @@ impl Builder {
         for (from, to) in &self.edits {
             assert!(text.contains(from), "the shipped configuration has no {from:?}");
             text = text.replace(from, to);
+        }
+        if self.impatient {
+            let (before, rest) = text.split_once("first_token: {").unwrap();
+            let (_, after) = rest.split_once('}').unwrap();
+            text = format!("{before}first_token: {{stream_ms: 300, json_ms: 300, per_token_ms: 0}}{after}");
         }
         let file = directory.join("envoy.yaml");
         std::fs::write(&file, text).unwrap();
@@ -95,6 +99,7 @@ impl Builder {
         let up = Up::start(&mut command, log);
         let address = up.address;
         let (admin, sidecar) = ports(data.path());
+        self_checked(&guard).await;
         Stack {
             up,
             vllm: Some(vllm),
@@ -108,6 +113,15 @@ impl Builder {
             data,
         }
     }
+}
+
+/// The gateway asks the guard about a known text when it starts; what is seen from now on is the test's.
+async fn self_checked(guard: &Simulator) {
+    eventually("the guard's self-check", async || {
+        guard.requests().first().filter(|call| call.finished_us.is_some()).map(|_| ())
+    })
+    .await;
+    guard.clear_requests();
 }
 
 /// Where Envoy's admin interface and the sidecar listen: written in the configuration that Envoy got.
@@ -174,7 +188,7 @@ pub struct Stack {
 
 impl Stack {
     pub fn builder() -> Builder {
-        Builder { edits: Vec::new(), environment: Vec::new(), langsmith: false }
+        Builder { edits: Vec::new(), environment: Vec::new(), langsmith: false, impatient: false }
     }
 
     /// As shipped.
@@ -230,6 +244,7 @@ impl Stack {
         self.up = Up::start(&mut self.command, self.data.path().join("up-again.log"));
         self.address = self.up.address;
         (self.admin, self.sidecar) = ports(self.data.path());
+        self_checked(self.guard()).await;
     }
 
     pub fn data(&self) -> PathBuf {
