@@ -81,8 +81,12 @@ pub enum Effect {
     /// Replaces the request head but for its pseudo-headers: nothing of the client's goes on that is not in here.
     SetRequestHead(Vec<(&'static str, String)>),
     SetRequestBody(Vec<u8>),
-    /// For the provider filter: a [`crate::provider::Ask`] in filter state.
-    Share(Vec<u8>),
+    /// For the provider filter: a [`crate::provider::Ask`] in filter state. And the trace id, for answers that Envoy makes
+    /// where the filter has no word any more.
+    Share {
+        ask: Vec<u8>,
+        trace_id: String,
+    },
     SetResponseHeader(&'static str, String),
     RemoveResponseHeader(String),
     /// Parapet's own answer instead of any other.
@@ -175,15 +179,15 @@ pub struct EndQuestions {
 pub struct Flow {
     state: State,
     record: Record,
-    /// Attempts as Envoy counted them; 0 before an answer came, or when no request was sent.
-    attempts: u32,
+    /// Attempts as Envoy counted them; `None` before an answer came, and where Envoy is not configured to say.
+    attempts: Option<u32>,
     was_sent: bool,
 }
 
 impl Default for Flow {
     fn default() -> Self {
         let record = Record { v: record::VERSION, ..Record::default() };
-        Self { state: State::Start, record, attempts: 0, was_sent: false }
+        Self { state: State::Start, record, attempts: None, was_sent: false }
     }
 }
 
@@ -229,10 +233,10 @@ impl Flow {
     #[must_use]
     pub fn end_questions(&self) -> EndQuestions {
         let exchanging = matches!(self.state, State::Exchanging(_));
-        let answered = self.record.attempts.last().is_some_and(|attempt| attempt.outcome == "ok");
+        let answered = self.record.attempts.last().is_some_and(|attempt| matches!(&*attempt.outcome, "ok" | "cut"));
         let sent = self.was_sent;
         EndQuestions {
-            failed_attempts: sent && (!answered || self.attempts > 1),
+            failed_attempts: sent && !(answered && self.attempts == Some(1)),
             details: exchanging && !self.is_complete(),
         }
     }

@@ -213,7 +213,7 @@ pub struct Attempt {
     pub end_us: Option<u64>,
     /// The provider's status; 0 when it gave none.
     pub status: u16,
-    /// `ok`, `status`, `no_first_token`, `error_event`, `empty` or `reset`.
+    /// `ok`; before the first token `status`, `no_first_token`, `error_event`, `empty` or `reset`; after it `cut`.
     pub outcome: String,
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct GatewayStream {
 pub(crate) const FAILED_ATTEMPTS: &str = "parapet.failed_attempts";
 /// Where Envoy keeps what the provider filter has to know.
 pub(crate) const ASK: &str = "parapet.ask";
+/// For the heads of answers that Envoy makes on its own.
+const TRACE_ID: &str = "parapet.trace_id";
 /// What the access log writes.
 const RECORD: &str = "parapet.record";
 
@@ -77,8 +79,9 @@ impl GatewayStream {
             Effect::SetRequestBody(body) => {
                 host::set_buffer(Buffer::Request, &body);
             }
-            Effect::Share(bytes) => {
-                host::set_property(ASK, &bytes);
+            Effect::Share { ask, trace_id } => {
+                host::set_property(ASK, &ask);
+                host::set_property(TRACE_ID, trace_id.as_bytes());
             }
             Effect::SetResponseHeader(name, value) => {
                 host::set_header(Map::Response, name, &value);

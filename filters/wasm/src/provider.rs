@@ -50,6 +50,10 @@ impl ProviderStream {
             Some(authorization) => host::set_header(Map::Request, "authorization", authorization),
             None => host::remove_header(Map::Request, "authorization"),
         };
+        // The router's own notes, written after the gateway filter's turn.
+        for name in ["x-envoy-attempt-count", "x-envoy-expected-rq-timeout-ms"] {
+            host::remove_header(Map::Request, name);
+        }
         if target.body_fits {
             host::set_header(Map::Request, "content-length", &ask.body_bytes.to_string());
         }

@@ -39,7 +39,7 @@ impl Flow {
         };
         let last_end = failed.iter().filter_map(|attempt| attempt.end_us).max();
         if let (Some(answering), Some(last_end)) = (self.record.attempts.first_mut(), last_end) {
-            if answering.outcome == "ok" {
+            if matches!(answering.outcome.as_str(), "ok" | "cut") {
                 answering.start_us = answering.start_us.max(last_end);
             } else {
                 // The provider filter has noted this failure itself.
@@ -91,15 +91,13 @@ impl Flow {
     /// What the provider has read and written, counted where it did not say. `worked`: it was at it when the end came,
     /// so its prompt counts even without an answer.
     pub(super) fn used_tokens(&mut self, exchange: &Exchange, worked: bool) -> u64 {
-        let answered = self.record.attempts.iter().any(|attempt| attempt.outcome == "ok");
+        let progress = exchange.streaming().map_or(0, |stream| stream.answer.progress);
+        let answered = progress > 0 || self.record.attempts.iter().any(|attempt| attempt.outcome == "ok");
         let usage = match self.record.usage {
             Some(usage) => usage,
-            None if exchange.sent_us.is_some() && (worked || answered) => Usage {
-                prompt: exchange.prompt_tokens,
-                completion: exchange.streaming().map_or(0, |stream| stream.answer.progress),
-                estimated: true,
-                ..Usage::default()
-            },
+            None if exchange.sent_us.is_some() && (worked || answered) => {
+                Usage { prompt: exchange.prompt_tokens, completion: progress, estimated: true, ..Usage::default() }
+            }
             None => return 0,
         };
         self.record.usage = Some(usage);

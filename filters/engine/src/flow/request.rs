@@ -134,7 +134,7 @@ impl Flow {
         let allowed =
             |model: &&crate::config::Model| config.policy(principal).is_some_and(|policy| policy.allows(model));
         let models: Vec<&str> = config.models.iter().filter(allowed).map(|model| &*model.name).collect();
-        let one = path.strip_prefix(b"/v1/models/").map(String::from_utf8_lossy);
+        let one = path.strip_prefix(b"/v1/models/").map(percent_decoded);
         match one {
             None => self.reply(respond::models(&models, &self.record.id), context),
             Some(name) => match models.iter().find(|known| **known == name) {
@@ -294,7 +294,7 @@ impl Flow {
         let ask = provider::Ask { model: exchange.model, body_bytes: body.len() };
         context.effects.push(Effect::SetRequestHead(respond::provider_head(&exchange, body.len(), context.config)));
         context.effects.push(Effect::SetRequestBody(body));
-        context.effects.push(Effect::Share(ask.to_bytes()));
+        context.effects.push(Effect::Share { ask: ask.to_bytes(), trace_id: self.record.id.clone() });
         exchange.phase = Phase::Sent;
         self.was_sent = true;
         exchange.sent_us = Some(context.now_us);
@@ -334,6 +334,22 @@ impl Flow {
         self.call_input_guard(exchange, prompt, key, judge_first, context);
         None
     }
+}
+
+/// A path's segment as it was meant (RFC 3986 §2.1): clients encode the slash in a model's name.
+fn percent_decoded(segment: &[u8]) -> String {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment;
+    while let Some((&byte, after)) = rest.split_first() {
+        let decoded = (byte == b'%').then(|| after.split_at_checked(2)).flatten().and_then(|(digits, after)| {
+            let digits = core::str::from_utf8(digits).ok()?;
+            Some((u8::from_str_radix(digits, 16).ok()?, after))
+        });
+        let (byte, after) = decoded.unwrap_or((byte, after));
+        bytes.push(byte);
+        rest = after;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn is_limited(policy: &Policy) -> bool {

@@ -66,6 +66,13 @@ impl Flow {
         });
     }
 
+    /// The answer whose head said 200 was none in the end.
+    fn note_outcome(&mut self, outcome: &str) {
+        if let Some(attempt) = self.record.attempts.last_mut() {
+            outcome.clone_into(&mut attempt.outcome);
+        }
+    }
+
     /// What the client gets of the head: what is Parapet's own, and nothing that speaks of the provider's account.
     fn write_response_head(&self, exchange: &Exchange, head: &Head<'_>, context: &mut Context<'_>) {
         for name in head.names() {
@@ -77,7 +84,7 @@ impl Flow {
                 context.effects.push(Effect::RemoveResponseHeader(name.to_owned()));
             }
         }
-        context.effects.push(Effect::SetResponseHeader("x-parapet-attempts", self.attempts.to_string()));
+        context.effects.push(Effect::SetResponseHeader("x-parapet-attempts", self.attempts.unwrap_or(1).to_string()));
         let headers = respond::answer_headers(&self.record, exchange);
         context.effects.extend(headers.into_iter().map(|(name, value)| Effect::SetResponseHeader(name, value)));
     }
@@ -117,6 +124,8 @@ impl Flow {
             }
             Found::Failed => {
                 self.record.truncated = true;
+                let outcome = if stream.answer.progress > 0 { "cut" } else { "error_event" };
+                self.note_outcome(outcome);
                 let refusal = Refusal::new(Reason::UpstreamError, "The model's answer broke off.");
                 self.cut_stream(exchange, &refusal, Stream::failed_ending(), context)
             }
@@ -156,7 +165,7 @@ impl Flow {
         self.settle(exchange, used, context);
         let state = self.refuse(refusal.clone(), context);
         if let Some(Effect::Reply(reply)) = context.effects.last_mut() {
-            reply.headers.push(("x-parapet-attempts", self.attempts.max(1).to_string()));
+            reply.headers.push(("x-parapet-attempts", self.attempts.unwrap_or(1).to_string()));
         }
         state
     }
@@ -169,6 +178,7 @@ impl Flow {
                     Chunk::Error { code: Some(code), .. } => code,
                     _ => 502,
                 };
+                self.note_outcome("error_event");
                 return self.fail(&exchange, &provider_failure(status, None, bytes), context);
             }
         };
@@ -300,9 +310,8 @@ pub(super) fn refused_answer() -> Answered {
     Answered { content: REFUSAL.to_owned(), finish_reason: Some("content_filter".to_owned()), ..Answered::default() }
 }
 
-/// Envoy counts the attempts; without its count there was one.
-fn attempts(head: &Head<'_>) -> u32 {
-    head.get("x-envoy-attempt-count").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(1)
+fn attempts(head: &Head<'_>) -> Option<u32> {
+    head.get("x-envoy-attempt-count").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok())
 }
 
 /// What the client is told when the last provider failed. A provider's word passes on only where the request itself is

@@ -11,7 +11,7 @@ use crate::openai::{self, Chunk, Frame};
 use crate::reason::{Reason, Refusal};
 use crate::sse::{Decoder, Event};
 
-/// Text that waits for its verdict; beyond it the answer is refused, as a guard that cannot keep up.
+/// What waits for a verdict; beyond it the answer is refused, as a guard that cannot keep up.
 const MAX_HELD_BYTES: usize = 4 * 1024 * 1024;
 
 /// The whole answer is judged at once, unless it is longer than a guard's context: then in pieces of so many tokens.
@@ -159,7 +159,7 @@ impl Stream {
         if failed || fed.is_err() || broken_off {
             return Found::Failed;
         }
-        if self.held_bytes > MAX_HELD_BYTES {
+        if self.held_bytes.saturating_add(self.ready.len()) > MAX_HELD_BYTES {
             return Found::Overflow;
         }
         self.keep_alive(now_us);

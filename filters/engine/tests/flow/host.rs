@@ -126,7 +126,7 @@ impl Host<'_> {
             }
             Effect::SetRequestHead(head) => self.passed_on = Some(head),
             Effect::SetRequestBody(body) => assert!(self.sent.replace(body).is_none(), "sent twice"),
-            Effect::Share(_) => {}
+            Effect::Share { .. } => {}
             Effect::SetResponseHeader(name, value) => {
                 assert!(!self.response.head_out, "{name} is set after the head has left");
                 self.response.headers.retain(|(known, _)| known != name);
