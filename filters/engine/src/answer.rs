@@ -5,7 +5,8 @@ use crate::record::{Answered, ToolCall, Usage};
 /// What a provider says instead of a blocked answer.
 pub const REFUSAL: &str = "I'm unable to provide a response to that request.";
 
-/// More choices or tool calls than any request may ask for; further ones are not remembered, though still judged.
+/// More choices or tool calls than any request may ask for; further ones are neither remembered nor judged, so they must
+/// not pass where a guard is: [`Delta::is_within_bounds`].
 const MAX_CHOICES: usize = 128;
 const MAX_TOOL_CALLS: usize = 256;
 
@@ -34,6 +35,12 @@ impl Delta {
     pub fn has_text(&self) -> bool {
         !(self.content.is_empty() && self.reasoning.is_empty() && self.refusal.is_empty())
             || self.tool_calls.iter().any(|call| !(call.name.is_empty() && call.arguments.is_empty()))
+    }
+
+    /// Nothing of it is lost in an [`Answer`].
+    #[must_use]
+    pub fn is_within_bounds(&self) -> bool {
+        self.choice < MAX_CHOICES && self.tool_calls.iter().all(|call| call.index < MAX_TOOL_CALLS)
     }
 
     /// Bytes of text in all channels.

@@ -92,6 +92,22 @@ pub(crate) fn data_arrives(id: u32, direction: Direction, chunk: &[u8], end: boo
     }
 }
 
+/// A message ends in trailers: no body callback says so. Their content is not modelled; letting them go lets go of
+/// everything that is held before them.
+pub(crate) fn trailers_arrive(id: u32, direction: Direction) {
+    let open = with(|state| {
+        let open = !state.is_closed(id, direction);
+        if open {
+            state.stream_mut(id).leg_mut(direction).trailers_arrive();
+        }
+        open
+    });
+    if open {
+        let action = guest::trailers(id, direction, 1);
+        with(|state| state.apply(id, direction, action));
+    }
+}
+
 pub(crate) fn perform(deferred: Deferred) {
     match deferred {
         // Measured: everything buffered goes out, and the filter's body callback is not called for it.

@@ -17,6 +17,8 @@ unsafe extern "C" {
     safe fn proxy_on_request_body(context_id: u32, body_size: usize, end_of_stream: bool) -> Action;
     safe fn proxy_on_response_headers(context_id: u32, num_headers: usize, end_of_stream: bool) -> Action;
     safe fn proxy_on_response_body(context_id: u32, body_size: usize, end_of_stream: bool) -> Action;
+    safe fn proxy_on_request_trailers(context_id: u32, num_trailers: usize) -> Action;
+    safe fn proxy_on_response_trailers(context_id: u32, num_trailers: usize) -> Action;
     safe fn proxy_on_http_call_response(
         context_id: u32,
         token_id: u32,
@@ -85,6 +87,15 @@ pub(crate) fn body(context: u32, direction: Direction, size: usize, end: bool) -
     let (action, stopped) = enter(context, || match direction {
         Direction::Request => proxy_on_request_body(context, size, end),
         Direction::Response => proxy_on_response_body(context, size, end),
+    });
+    (!stopped).then_some(action)
+}
+
+/// `None` where a local reply stopped the iteration.
+pub(crate) fn trailers(context: u32, direction: Direction, count: usize) -> Option<Action> {
+    let (action, stopped) = enter(context, || match direction {
+        Direction::Request => proxy_on_request_trailers(context, count),
+        Direction::Response => proxy_on_response_trailers(context, count),
     });
     (!stopped).then_some(action)
 }

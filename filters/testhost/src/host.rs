@@ -39,15 +39,16 @@ impl Host {
         Self { one_thread: PhantomData }
     }
 
-    /// The configuration of the plugin `root_id`, as JSON text. `start_vm` makes a root context for each.
-    pub fn configuration(self, root_id: &str, json: &str) -> Self {
-        self.configure(root_id, json);
+    /// The configuration of the plugin `root_id`: JSON text, or what else its operator writes. `start_vm` makes a root
+    /// context for each.
+    pub fn configuration(self, root_id: &str, configuration: impl AsRef<[u8]>) -> Self {
+        self.configure(root_id, configuration);
         self
     }
 
     /// The same between two starts: a configuration that an operator changes.
-    pub fn configure(&self, root_id: &str, json: &str) {
-        with(|state| state.configurations.insert(root_id.to_owned(), json.to_owned()));
+    pub fn configure(&self, root_id: &str, configuration: impl AsRef<[u8]>) {
+        with(|state| state.configurations.insert(root_id.to_owned(), configuration.as_ref().to_vec()));
     }
 
     pub fn vm_configuration(self, json: &str) -> Self {

@@ -88,6 +88,12 @@ impl Leg {
         self.buffer.len()
     }
 
+    pub(crate) fn trailers_arrive(&mut self) {
+        assert_ne!(self.head, Head::Awaited, "trailers before their head");
+        assert!(!self.end_arrived, "trailers after the end");
+        self.end_arrived = true;
+    }
+
     pub(crate) fn pause(&mut self) {
         self.paused = true;
     }

@@ -97,7 +97,7 @@ impl StreamState {
 
 #[derive(Default)]
 pub(crate) struct State {
-    pub(crate) configurations: BTreeMap<String, String>,
+    pub(crate) configurations: BTreeMap<String, Vec<u8>>,
     pub(crate) vm_configuration: String,
     pub(crate) clusters: BTreeSet<String>,
     pub(crate) now_nanos: u64,
@@ -114,7 +114,7 @@ pub(crate) struct State {
     pub(crate) callouts: BTreeMap<u32, Callout>,
     pub(crate) call_response: Option<CallResponse>,
     /// The plugin configuration, readable while a root is created or configured.
-    pub(crate) configuring: Option<String>,
+    pub(crate) configuring: Option<Vec<u8>>,
     pub(crate) current: u32,
     pub(crate) effective: u32,
     pub(crate) iteration_stopped: bool,
@@ -208,7 +208,7 @@ impl State {
             BufferType::HttpResponseBody => self.open_body(Direction::Response),
             BufferType::HttpCallResponseBody => &self.call_response.as_ref().ok_or(Status::NotFound)?.body,
             BufferType::VmConfiguration => self.vm_configuration.as_bytes(),
-            BufferType::PluginConfiguration => self.configuring.as_ref().ok_or(Status::NotFound)?.as_bytes(),
+            BufferType::PluginConfiguration => self.configuring.as_ref().ok_or(Status::NotFound)?,
             other => panic!("the emulator does not model the buffer {other:?}"),
         };
         buffers::read(bytes, start, max_size)

@@ -146,6 +146,18 @@ impl Stream {
         }
     }
 
+    /// The request ends in trailers instead of with its last frame.
+    pub fn request_trailers(&mut self) {
+        drive::trailers_arrive(self.id, Direction::Request);
+    }
+
+    /// The answer ends in trailers instead of with its last frame.
+    pub fn response_trailers(&mut self) {
+        if !with(|state| state.stream(self.id).upstream_gone) {
+            drive::trailers_arrive(self.id, Direction::Response);
+        }
+    }
+
     fn frames(&self, direction: Direction, body: &[u8], end: bool) {
         if end {
             for (chunk, end) in frames(body, &self.chunking, self.end_of_stream) {

@@ -138,6 +138,25 @@ impl GatewayStream {
         if self.replied || self.request_paused { Action::Pause } else { Action::Continue }
     }
 
+    /// Takes in what is in the response's buffer, and leaves in it what may go on.
+    fn on_response_bytes(&mut self, bytes: &[u8], ends: bool) -> Action {
+        let streams = self.flow.body_mode() == BodyMode::Stream;
+        self.step(Event::ResponseBody { bytes, ends });
+        let action = self.response_action();
+        if self.replied {
+            return action;
+        }
+        self.body_paused = self.response_paused;
+        if self.body_paused {
+            if streams && !bytes.is_empty() {
+                host::set_buffer(Buffer::Response, b"");
+            }
+        } else if let Some(body) = self.flow.take_body().filter(|body| body != bytes) {
+            host::set_buffer(Buffer::Response, &body);
+        }
+        action
+    }
+
     fn response_action(&mut self) -> Action {
         self.response_paused = !self.replied && self.flow.response_waits();
         if self.replied || self.response_paused { Action::Pause } else { Action::Continue }
@@ -227,22 +246,21 @@ impl HttpContext for GatewayStream {
             BodyMode::Whole | BodyMode::Stream => {}
         }
         // While paused the buffer is emptied each time, so what is in it is new.
-        let streams = self.flow.body_mode() == BodyMode::Stream;
         let bytes = host::buffer(Buffer::Response, 0, size);
-        self.step(Event::ResponseBody { bytes: &bytes, ends: end_of_stream });
-        let action = self.response_action();
+        self.on_response_bytes(&bytes, end_of_stream)
+    }
+
+    fn on_http_response_trailers(&mut self, _count: usize) -> Action {
         if self.replied {
-            return action;
+            return Action::Continue;
         }
-        self.body_paused = self.response_paused;
-        if self.body_paused {
-            if streams && size > 0 {
-                host::set_buffer(Buffer::Response, b"");
-            }
-        } else if let Some(body) = self.flow.take_body().filter(|body| *body != bytes) {
-            host::set_buffer(Buffer::Response, &body);
-        }
-        action
+        // No body callback has told the end, and Continue lets go of everything that is held.
+        let bytes = match self.flow.body_mode() {
+            BodyMode::Untouched => return Action::Continue,
+            BodyMode::Whole => host::buffer_from(Buffer::Response, 0),
+            BodyMode::Stream => Vec::new(),
+        };
+        self.on_response_bytes(&bytes, true)
     }
 
     fn on_log(&mut self) {

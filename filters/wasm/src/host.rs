@@ -174,6 +174,11 @@ pub(crate) fn buffer(buffer: Buffer, start: usize, max: usize) -> Vec<u8> {
     returned(|data, size| unsafe { proxy_get_buffer_bytes(buffer as u32, start, max, data, size) }).unwrap_or_default()
 }
 
+/// All that is in a buffer from `start` on: what trailers end, whose callback tells no size.
+pub(crate) fn buffer_from(which: Buffer, start: usize) -> Vec<u8> {
+    buffer(which, start, usize::MAX.saturating_sub(start))
+}
+
 /// Replaces a whole buffer.
 pub(crate) fn set_buffer(buffer: Buffer, bytes: &[u8]) -> bool {
     // SAFETY: the slice is valid for the call. A size beyond the buffer's means all of it.

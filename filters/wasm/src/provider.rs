@@ -64,6 +64,15 @@ impl ProviderStream {
         Action::Pause
     }
 
+    /// The whole body is there: it gets the model's name at this provider.
+    fn rename(&mut self, body: impl FnOnce() -> Vec<u8>) -> Action {
+        let Some(model) = self.rename.take() else { return Action::Continue };
+        let Some(renamed) = provider::body_for(&body(), &model) else { return self.refuse() };
+        host::set_header(Map::Request, "content-length", &renamed.len().to_string());
+        host::set_buffer(Buffer::Request, &renamed);
+        Action::Continue
+    }
+
     fn apply(&mut self, gate: Gate, status: u16) -> Action {
         match gate {
             Gate::Hold => Action::Pause,
@@ -136,16 +145,17 @@ impl HttpContext for ProviderStream {
         if self.refused {
             return Action::Pause;
         }
-        let Some(model) = &self.rename else { return Action::Continue };
-        if !end_of_stream {
+        if self.rename.is_some() && !end_of_stream {
             return Action::Pause;
         }
-        let body = host::buffer(Buffer::Request, 0, size);
-        let Some(renamed) = provider::body_for(&body, model) else { return self.refuse() };
-        host::set_header(Map::Request, "content-length", &renamed.len().to_string());
-        host::set_buffer(Buffer::Request, &renamed);
-        self.rename = None;
-        Action::Continue
+        self.rename(|| host::buffer(Buffer::Request, 0, size))
+    }
+
+    fn on_http_request_trailers(&mut self, _count: usize) -> Action {
+        if self.refused {
+            return Action::Pause;
+        }
+        self.rename(|| host::buffer_from(Buffer::Request, 0))
     }
 
     fn on_http_response_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
@@ -174,6 +184,15 @@ impl HttpContext for ProviderStream {
         let bytes = host::buffer(Buffer::Response, self.seen, size.saturating_sub(self.seen));
         self.seen = size;
         let gate = self.gate.on_body(&bytes, end_of_stream);
+        self.apply(gate, 200)
+    }
+
+    fn on_http_response_trailers(&mut self, _count: usize) -> Action {
+        if self.refused || self.gate.is_decided() || self.attempt.is_none() {
+            return Action::Continue;
+        }
+        let bytes = host::buffer_from(Buffer::Response, self.seen);
+        let gate = self.gate.on_body(&bytes, true);
         self.apply(gate, 200)
     }
 }

@@ -74,7 +74,7 @@ impl Flow {
                 let whole = stream.answer.is_finished() || stream.done;
                 let kept = !whole || !stream.released || stream.holds_back();
                 let left = kept && !stream.cut && !self.record.truncated;
-                self.record.client_aborted = left || exchange.input_is_pending();
+                self.record.client_aborted = left || (exchange.input_is_pending() && !stream.cut);
                 self.record.answers.clone_from(&stream.shown().choices);
                 self.record.usage = stream.answer.usage;
                 if self.record.reason.as_deref() == Some(Reason::OutputBlocked.code()) {

@@ -210,6 +210,8 @@ impl Stream {
                 self.push(event.raw, Kind::Quiet);
                 Ok(())
             }
+            // What no call would read cannot be judged either.
+            Chunk::Deltas { deltas, .. } if self.judges() && !deltas.iter().all(Delta::is_within_bounds) => Err(()),
             Chunk::Deltas { deltas, usage, model } => {
                 self.answer.usage = usage.or(self.answer.usage);
                 self.on_deltas(event, deltas, usage.is_some(), model.as_deref(), now_us);
@@ -278,9 +280,13 @@ impl Stream {
             (_, Kind::Text) => self.passed > held.texts_before,
             // The head leaves with the first byte, so the first byte of a held stream is a judged one.
             // An answer without text has none: it leaves when it is over, or nothing would ever release it.
-            (_, Kind::Quiet) => (self.passed > 0 || self.ended || self.done) && self.passed >= held.texts_before,
+            (_, Kind::Quiet) => (self.passed > 0 || self.is_over_without_text()) && self.passed >= held.texts_before,
             (_, Kind::Terminal) => self.passed >= held.texts_before,
         }
+    }
+
+    const fn is_over_without_text(&self) -> bool {
+        self.texts == 0 && (self.ended || self.done)
     }
 
     /// What the guard has to read now.

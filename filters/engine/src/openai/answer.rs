@@ -84,7 +84,13 @@ pub fn parse_answer(body: &[u8]) -> Result<(Answer, Option<String>), Chunk> {
     }
     let mut answer = Answer { usage: wire.usage.map(Usage::from), ..Answer::default() };
     for (index, choice) in wire.choices.into_iter().enumerate() {
-        answer.add(&Delta { choice: index, ..delta(choice) });
+        let mut delta = Delta { choice: index, ..delta(choice) };
+        // In a whole answer the calls' order is their index.
+        delta.tool_calls.iter_mut().enumerate().for_each(|(index, call)| call.index = index);
+        if !delta.is_within_bounds() {
+            return Err(Chunk::Unreadable);
+        }
+        answer.add(&delta);
     }
     answer.progress = 0;
     Ok((answer, wire.model.map(Cow::into_owned)))

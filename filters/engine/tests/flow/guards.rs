@@ -150,14 +150,14 @@ fn a_blocked_stream_ends_with_content_filter_and_done() {
         let mut worker = output(mode, r#", "window_tokens": [2]"#);
         let mut host = worker.ask(&question(true));
         host.answers_with(SSE);
-        host.response_body(&stream(&answer(&["one", "two"]), "x"), true);
+        host.response_body(&stream(&answer(&["one"])[..2], "x"), false);
+        host.response_body(&stream(&answer(&["two"])[1..], "x"), true);
         host.verdict(Call::OutputVerdict, "unsafe");
         host.verdict(Call::OutputCategories, "unsafe\nS2");
         let text = host.text();
-        assert!(!text.contains("one"), "not even where tokens flow: the head had not left");
+        assert_eq!(text.contains("one"), mode == "async");
         assert!(text.contains(r#""finish_reason":"content_filter""#) && text.ends_with("data: [DONE]\n\n"), "{text}");
-        assert!(host.reply.is_some() || host.response.complete);
-        assert!(!text.contains(r#""finish_reason":"stop""#));
+        assert!((host.response.complete || host.reply.is_some()) && !text.contains(r#""finish_reason":"stop""#));
         assert_eq!(host.end(End::default()).reason.as_deref(), Some("output_blocked"));
     }
 }

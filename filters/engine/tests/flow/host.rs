@@ -48,11 +48,11 @@ impl Worker {
             sent: None,
             passed_on: None,
             reply: None,
+            aborted: false,
             reserved: 0,
             settled: Vec::new(),
             records: Vec::new(),
             response: Response::default(),
-            aborted: false,
         }
     }
 
@@ -86,13 +86,12 @@ pub(crate) struct Host<'a> {
     /// A head that goes on without the flow (to the sidecar).
     pub(crate) passed_on: Option<Vec<(&'static str, String)>>,
     pub(crate) reply: Option<Reply>,
+    pub(crate) aborted: bool,
     pub(crate) reserved: usize,
     /// Reserved and used tokens.
     pub(crate) settled: Vec<(u64, u64)>,
     pub(crate) records: Vec<Record>,
     pub(crate) response: Response,
-    /// The provider was cut off after the client had its ending.
-    pub(crate) aborted: bool,
 }
 
 impl Host<'_> {
@@ -138,8 +137,10 @@ impl Host<'_> {
                 assert!(!self.response.head_out, "a reply after the head has left: {reply:?}");
                 assert!(self.reply.replace(reply).is_none(), "two replies");
             }
+            // The client has had everything; the provider is told to stop.
             Effect::Abort => {
-                assert!(self.response.head_out, "only what has begun can be broken off");
+                assert!(self.response.buffer.is_empty());
+                self.response.complete = true;
                 self.aborted = true;
             }
             Effect::Record(bytes) => self.records.push(serde_json::from_slice(&bytes).expect("a record")),
@@ -215,7 +216,7 @@ impl Host<'_> {
     }
 
     pub(crate) fn response_body(&mut self, bytes: &[u8], ends: bool) {
-        if self.reply.is_some() {
+        if self.reply.is_some() || self.aborted {
             return;
         }
         self.response.ended = ends;
@@ -227,7 +228,7 @@ impl Host<'_> {
         }
         let seen = core::mem::take(&mut self.response.buffer);
         self.step(Event::ResponseBody { bytes: &seen, ends });
-        if self.reply.is_some() {
+        if self.reply.is_some() || self.aborted {
             return;
         }
         if self.flow.response_waits() {
@@ -239,13 +240,10 @@ impl Host<'_> {
         }
     }
 
-    /// The stream as the client has it, from the provider or as a reply of our own.
+    /// What the client has got of an answer, a blocked one's refusal included.
     pub(crate) fn text(&self) -> String {
-        let bytes = match &self.reply {
-            Some(reply) if reply.status == 200 => &reply.body,
-            _ => &self.response.client,
-        };
-        String::from_utf8(bytes.clone()).expect("UTF-8")
+        let replied = self.reply.as_ref().filter(|reply| reply.status == 200).map(|reply| &reply.body);
+        String::from_utf8_lossy(replied.unwrap_or(&self.response.client)).into_owned()
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {

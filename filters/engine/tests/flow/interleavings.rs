@@ -178,7 +178,7 @@ impl Play {
 #[derive(Default)]
 struct Said {
     input_passed: bool,
-    /// The last prompt of an output call that passed; each holds everything that the ones before it held.
+    /// The prompts of all output calls that passed.
     passed: String,
     blocked: bool,
 }
@@ -196,7 +196,7 @@ fn act(play: &Play, host: &mut Host<'_>, call: Call, said: &mut Said) {
         Call::OutputVerdict => {
             let unsafe_ = prompt.contains("BAD");
             if !unsafe_ {
-                said.passed = prompt;
+                said.passed.push_str(&prompt);
             }
             host.answer(call, 200, &completion(if unsafe_ { "unsafe" } else { "safe" }));
         }
@@ -214,7 +214,7 @@ fn run(play: &Play, host: &mut Host<'_>, steps: usize) -> Result<Said, TestCaseE
     let mut chunks = play.chunks().into_iter();
     let (mut head_came, mut ended) = (false, false);
     for step in 0..steps {
-        let may_come = host.sent.is_some() && host.reply.is_none() && !ended;
+        let may_come = host.sent.is_some() && host.reply.is_none() && !host.aborted && !ended;
         let acts = host.pending.len() + usize::from(may_come);
         if acts == 0 {
             break;
@@ -235,10 +235,20 @@ fn run(play: &Play, host: &mut Host<'_>, steps: usize) -> Result<Said, TestCaseE
         let text = host.text();
         prop_assert!(said.input_passed || !host.response.head_out, "the head left before the input verdict");
         if play.holds() {
+            let shows = host.response.head_out && play.ending == Ending::Well && play.words().next().is_some();
+            prop_assert!(
+                !shows || said.blocked || !said.passed.is_empty(),
+                "the head left before the first text passed"
+            );
             for word in play.words().filter(|word| text.contains(word.trim_end())) {
                 prop_assert!(said.passed.contains(word.trim_end()), "{word} was not judged: {text}");
             }
         }
+        prop_assert!(
+            !host.aborted
+                || (host.response.head_out && text.ends_with("data: [DONE]\n\n"))
+                || play.ending != Ending::Well
+        );
         prop_assert!(host.sent.is_none() || play.input != "blocking" || said.input_passed);
     }
     Ok(said)
@@ -257,7 +267,7 @@ proptest! {
         let text = host.text();
         let input_blocks = play.input != "off" && !play.input_is_safe;
         if input_blocks {
-            prop_assert!(host.reply.is_some() && text.is_empty());
+            prop_assert!(host.reply.is_some() && !play.words().any(|word| text.contains(word)));
         } else if play.ending == Ending::Well && !play.is_bad() {
             prop_assert_eq!(&text, &String::from_utf8(play.expected()).unwrap());
         } else if play.ending == Ending::Well {

@@ -8,6 +8,7 @@ mod cache;
 mod guards;
 mod host;
 mod interleavings;
+mod passages;
 mod provider;
 mod refusals;
 mod total;

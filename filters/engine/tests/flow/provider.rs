@@ -190,3 +190,49 @@ fn failed_attempts_come_before_the_one_that_answered() {
     assert_eq!(attempts, [("x", "status"), ("y", "ok")]);
     assert_eq!(record.attempts[1].start_us, 1_800_000_000_900_000);
 }
+
+#[test]
+fn parallel_tool_calls_of_a_json_answer_stay_apart_in_the_record() {
+    let call =
+        |id: &str| format!(r#"{{"id":"{id}","type":"function","function":{{"name":"f{id}","arguments":"{{}}"}}}}"#);
+    let body = whole("x", "hi")
+        .replace(r#""content":"hi""#, &format!(r#""content":null,"tool_calls":[{},{}]"#, call("a"), call("b")));
+    let mut worker = Worker::new("{}");
+    let mut host = worker.ask(&question(false));
+    host.answers_with(JSON);
+    host.response_body(body.as_bytes(), true);
+    let calls = host.end(End::default()).answers.remove(0).tool_calls;
+    let names: Vec<(&str, &str)> = calls.iter().map(|call| (&*call.id, &*call.name)).collect();
+    assert_eq!(names, [("a", "fa"), ("b", "fb")]);
+}
+
+#[test]
+fn text_beyond_the_bounds_of_what_is_judged_does_not_leave() {
+    let delta = |choice: usize, call: usize| {
+        format!(
+            "data: {{\"choices\":[{{\"index\":{choice},\"delta\":{{\"tool_calls\":[{{\"index\":{call},\"function\":{{\"name\":\"secret\"}}}}]}}}}]}}\n\n"
+        )
+    };
+    for beyond in [delta(128, 0), delta(0, 256)] {
+        let mut worker = Worker::new(r#"{"output_guard": {"mode": "hold"}}"#);
+        let mut host = worker.ask(&question(true));
+        host.answers_with(SSE);
+        host.response_body(&[beyond.into_bytes(), stream(&answer(&["fine"]), "x")].concat(), true);
+        while host.waits_for(Call::OutputVerdict) {
+            host.verdict(Call::OutputVerdict, "safe");
+        }
+        assert!(!host.text().contains("secret"), "{}", host.text());
+        assert!(!host.flow.response_waits(), "nobody can wake it");
+    }
+}
+
+#[test]
+fn a_json_answer_with_more_choices_than_are_judged_does_not_leave() {
+    let choice = r#"{"message":{"content":"secret"},"finish_reason":"stop"}"#;
+    let body = format!(r#"{{"choices":[{}]}}"#, vec![choice; 129].join(","));
+    let mut worker = Worker::new(r#"{"output_guard": {"mode": "hold"}}"#);
+    let mut host = worker.ask(&question(false));
+    host.answers_with(JSON);
+    host.response_body(body.as_bytes(), true);
+    assert_eq!(host.refused(), (502, "upstream_error".to_owned()));
+}
