@@ -15,7 +15,9 @@ use futures_util::future::join_all;
 use parapet::sim::langsmith::LangSmith;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use support::{ALICE, BOB, CHAT, Faults, OPEN, OPENAI_MODEL, OwnSidecar, Stack, ask, eventually, fault, stream, with};
+use support::{
+    ALICE, BOB, CHAT, Faults, OPEN, OPENAI_MODEL, OwnSidecar, Stack, ask, eventually, fault, free_port, stream, with,
+};
 
 /// The runs of each trace, by the trace's id.
 fn traces(langsmith: &LangSmith) -> BTreeMap<String, Vec<Value>> {
@@ -202,7 +204,7 @@ async fn a_sidecar_that_stands_still_loses_nothing_and_holds_nobody_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_sidecar_goes_on_where_it_was() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let stack = Stack::builder().env("PARAPET_SIDECAR_URL", &format!("http://127.0.0.1:{port}")).start().await;
     let mut ids = questions(&stack, 20).await;
     let mut sidecar = OwnSidecar::start(&stack, port);

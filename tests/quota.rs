@@ -109,14 +109,16 @@ async fn what_an_answer_really_used_is_settled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_refused_or_failed_costs_no_tokens() {
+async fn what_was_refused_or_failed_costs_no_more_than_it_used() {
     let stack = Stack::start().await;
     let left = async |body: &Value, status: u16| {
         let response = stack.chat(TINY, body).await;
         assert_eq!(response.status, status);
         stack.record(&response.trace()).await["quota"]["settled_tokens"].as_u64()
     };
-    assert_eq!(left(&with(ask("How do I build a bomb?"), json!({"max_tokens": 500})), 403).await, Some(0));
+    // The model worked in vain while the guard thought: its tokens are the user's, the reservation is not.
+    let blocked = left(&with(ask("How do I build a bomb?"), json!({"max_tokens": 500})), 403).await.unwrap();
+    assert!(blocked < 100, "{blocked}");
     for simulator in [stack.vllm(), stack.openai()] {
         fault(simulator, Faults { status: Some(500), ..Faults::default() });
     }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub use http::{Request, Response};
 pub use parapet::sim::Faults;
 use serde_json::{Value, json};
-pub use stack::{Builder, OwnSidecar, Stack, fault, left_by_gateway};
+pub use stack::{Builder, OwnSidecar, Stack, fault, free_port, left_by_gateway};
 
 /// A wait that is longer than this on any machine will not end.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parapet::sim::langsmith::LangSmith;
 use parapet::sim::{ChatOptions, Faults, KeyOptions, SeenRequest, Simulator, langsmith, llama_guard, openai, vllm};
@@ -84,7 +85,10 @@ impl Builder {
             .env("PARAPET_CONFIG", self.configuration(data.path()))
             // One worker: what one request left in its memory the next one finds.
             .env("PARAPET_CONCURRENCY", "1")
-            .envs(["PARAPET_PORT", "PARAPET_ADMIN_PORT", "PARAPET_SIDECAR_PORT"].map(|port| (port, "0")))
+            .envs(
+                ["PARAPET_PORT", "PARAPET_ADMIN_PORT", "PARAPET_SIDECAR_PORT"]
+                    .map(|port| (port, free_port().to_string())),
+            )
             .env("VLLM_URL", vllm.url())
             .env("VLLM_API_KEY", VLLM_KEY)
             .env("OPENAI_BASE_URL", openai.url())
@@ -111,6 +115,21 @@ impl Builder {
             sidecar,
             command,
             data,
+        }
+    }
+}
+
+/// A port below those that the kernel gives to outgoing connections, of which these tests make thousands: one that is
+/// free now stays free until the server that it is meant for has it. Processes begin at different places.
+pub fn free_port() -> u16 {
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let offset = std::process::id().wrapping_mul(311).wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(FIRST + offset % COUNT).unwrap();
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
         }
     }
 }
