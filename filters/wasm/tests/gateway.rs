@@ -68,7 +68,8 @@ fn a_streams_head_and_bytes_wait_for_the_input_verdict_at_any_point() {
                 assert_eq!(stream.answer().head, None);
             }
             stream.response_data(frame.as_bytes(), false);
-            assert_eq!(stream.answer().body.is_empty(), i < at, "{at} {i}");
+            // The first frame has no text: with it alone a failure could still be an error answer.
+            assert_eq!(stream.answer().body.is_empty(), i < at.max(1), "{at} {i}");
         }
         if at == frames.len() {
             say(&host, &callout, "safe");

@@ -206,6 +206,7 @@ impl Stream {
             Chunk::Error { .. } => Err(()),
             // What cannot be read cannot be judged.
             Chunk::Unreadable if self.judges() => Ok(()),
+            Chunk::Unreadable if self.texts == 0 => Err(()),
             Chunk::Unreadable => {
                 self.push(event.raw, Kind::Quiet);
                 Ok(())
@@ -274,12 +275,16 @@ impl Stream {
     }
 
     fn may_leave(&self, held: &Held) -> bool {
+        // The head leaves with the first byte and cannot be taken back: until there is text, or an answer without any is
+        // over, a failure is still an error answer.
+        if self.texts == 0 && !self.is_over_without_text() {
+            return false;
+        }
         match (self.mode, held.kind) {
             (OutputMode::Off, _) | (OutputMode::Async, Kind::Text | Kind::Quiet) => true,
             (OutputMode::Full, _) => self.is_ending() && self.passed >= self.texts,
             (_, Kind::Text) => self.passed > held.texts_before,
-            // The head leaves with the first byte, so the first byte of a held stream is a judged one.
-            // An answer without text has none: it leaves when it is over, or nothing would ever release it.
+            // Likewise the first byte of a held stream is a judged one.
             (_, Kind::Quiet) => (self.passed > 0 || self.is_over_without_text()) && self.passed >= held.texts_before,
             (_, Kind::Terminal) => self.passed >= held.texts_before,
         }
