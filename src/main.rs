@@ -17,6 +17,34 @@ struct Cli {
     command: Command,
 }
 
+#[derive(clap::Subcommand)]
+enum Audit {
+    /// Find the first broken link of the chain of hashes
+    Verify(AuditLog),
+    /// Print the newest events
+    Tail {
+        #[command(flatten)]
+        log: AuditLog,
+        /// How many
+        #[arg(long, default_value_t = 10, value_name = "N")]
+        last: usize,
+    },
+}
+
+#[derive(clap::Args)]
+struct AuditLog {
+    /// The log [default: audit/audit.jsonl in the data directory]
+    file: Option<PathBuf>,
+    #[arg(long, env = "PARAPET_DATA_DIR", default_value = ".parapet", hide = true)]
+    data_dir: PathBuf,
+}
+
+impl AuditLog {
+    fn path(self) -> PathBuf {
+        self.file.unwrap_or_else(|| self.data_dir.join("audit/audit.jsonl"))
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Run everything in the foreground; simulate what is not given
@@ -40,15 +68,8 @@ enum Command {
         file: PathBuf,
     },
     /// Check the audit log's chain of hashes and print its newest events
-    Audit {
-        /// The log [default: audit/audit.jsonl in the data directory]
-        file: Option<PathBuf>,
-        #[arg(long, env = "PARAPET_DATA_DIR", default_value = ".parapet", hide = true)]
-        data_dir: PathBuf,
-        /// How many events to print
-        #[arg(long, default_value_t = 10, value_name = "N")]
-        last: usize,
-    },
+    #[command(subcommand)]
+    Audit(Audit),
     /// Run the sidecar: the ledger's reader, the cache, metrics, uploads
     Sidecar(Box<sidecar::Options>),
     /// Run a simulated server
@@ -87,9 +108,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             up::check(&file)?;
             print(&format!("{}: sound\n", file.display()))
         }
-        Command::Audit { file, data_dir, last } => {
-            audit_log(&file.unwrap_or_else(|| data_dir.join("audit/audit.jsonl")), last)
-        }
+        Command::Audit(Audit::Verify(log)) => verify(&log.path()),
+        Command::Audit(Audit::Tail { log, last }) => tail(&log.path(), last),
         Command::Sidecar(options) => {
             log_to_stderr();
             multi_threaded()?.block_on(sidecar::run(*options))
@@ -110,18 +130,14 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 /// Events as JSON lines on standard output, the verdict on standard error.
-fn audit_log(file: &Path, last: usize) -> anyhow::Result<()> {
-    for event in audit::tail(file, last).with_context(|| format!("cannot read {}", file.display()))? {
-        print(&format!("{}\n", serde_json::to_string(&event)?))?;
-    }
+fn verify(file: &Path) -> anyhow::Result<()> {
     let verified = audit::verify(file).with_context(|| format!("{} is not whole", file.display()))?;
-    let _ = writeln!(
-        std::io::stderr(),
-        "parapet: {} lines, each chained to the one before; the newest hash is {}",
-        verified.lines,
-        verified.head
-    );
-    Ok(())
+    print(&format!("{} lines, each chained to the one before; the newest hash is {}\n", verified.lines, verified.head))
+}
+
+fn tail(file: &Path, last: usize) -> anyhow::Result<()> {
+    let events = audit::tail(file, last).with_context(|| format!("cannot read {}", file.display()))?;
+    events.iter().try_for_each(|event| print(&format!("{}\n", serde_json::to_string(event)?)))
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ use std::{
 use axum::{
     Json, Router,
     body::{Body, to_bytes},
-    extract::{Request, State},
+    extract::{DefaultBodyLimit, Request, State},
     http::{HeaderValue, StatusCode, header},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
@@ -130,6 +130,8 @@ pub(super) fn serve(shared: Shared, routes: Router, listener: TcpListener) -> io
         .method_not_allowed_fallback(move |request: Request| async move {
             kind.method_not_allowed(request.method(), request.uri().path())
         })
+        // `exchange` reads bodies within its own bound; the extractors' usual 2 MB would refuse what the real servers take.
+        .layer(DefaultBodyLimit::disable())
         .layer(from_fn_with_state(Arc::clone(&shared), exchange));
     let (stop, stopped) = watch::channel(false);
     let server = axum::serve(listener::Stoppable::new(listener, stopped.clone()), app).into_future();

@@ -88,16 +88,4 @@ impl Answer {
     pub fn is_finished(&self) -> bool {
         !self.choices.is_empty() && self.choices.iter().all(|choice| choice.finish_reason.is_some())
     }
-
-    /// Everything a client would see, choice by choice: what the output guard judges.
-    #[must_use]
-    pub fn visible_text(&self) -> String {
-        let mut texts: Vec<&str> = Vec::new();
-        for choice in &self.choices {
-            texts.extend([&*choice.reasoning, &*choice.content, &*choice.refusal]);
-            texts.extend(choice.tool_calls.iter().flat_map(|call| [&*call.name, &*call.arguments]));
-        }
-        texts.retain(|text| !text.is_empty());
-        texts.join("\n")
-    }
 }

@@ -200,6 +200,7 @@ pub enum OnFailure {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InputGuard {
+    #[serde(deserialize_with = "mode::read")]
     pub mode: InputMode,
     #[serde(default = "defaults::guard_timeout_ms")]
     pub timeout_ms: u64,
@@ -215,6 +216,7 @@ pub struct InputGuard {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputGuard {
+    #[serde(deserialize_with = "mode::read")]
     pub mode: OutputMode,
     #[serde(default = "defaults::guard_timeout_ms")]
     pub timeout_ms: u64,
@@ -267,7 +269,7 @@ mod defaults {
         "/v1".into()
     }
     pub(super) const fn first_token_ms() -> u64 {
-        10_000
+        5_000
     }
     pub(super) const fn per_token_ms() -> u64 {
         15
@@ -351,6 +353,7 @@ fn without_place(message: &str) -> String {
 }
 
 mod decimal;
+mod mode;
 mod path;
 mod structure;
 mod validate;

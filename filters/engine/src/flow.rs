@@ -87,6 +87,8 @@ pub enum Effect {
     RemoveResponseHeader(String),
     /// Parapet's own answer instead of any other.
     Reply(Reply),
+    /// Ends the stream in both directions: the client has had its ending, the provider must stop.
+    Abort,
     /// The record, for the access log.
     Record(Vec<u8>),
 }
@@ -206,7 +208,7 @@ impl Flow {
                 self.on_response_body(exchange, bytes, ends, context)
             }
             (state, Event::ResponseHead { head, .. }) => {
-                self.note_foreign_head(&head);
+                self.note_foreign_head(&head, context);
                 state
             }
             (state, Event::Ended(end)) => {
@@ -282,9 +284,14 @@ impl Flow {
     }
 
     /// A head that comes while no exchange is under way: our own reply on its way out, or the sidecar's answer.
-    fn note_foreign_head(&mut self, head: &Head<'_>) {
-        if self.record.status == 0 {
-            self.record.status = head.status();
+    fn note_foreign_head(&mut self, head: &Head<'_>, context: &mut Context<'_>) {
+        if self.record.status != 0 {
+            return;
         }
+        self.record.status = head.status();
+        for name in head.names().filter(|name| name.starts_with("x-envoy-")) {
+            context.effects.push(Effect::RemoveResponseHeader(name.to_owned()));
+        }
+        context.effects.push(Effect::SetResponseHeader("x-parapet-trace-id", self.record.id.clone()));
     }
 }

@@ -1,6 +1,8 @@
 //! The guards: what is judged, what a verdict means under a policy, and what is remembered.
 
+pub mod canary;
 pub mod llama_guard;
+pub mod passage;
 pub mod window;
 
 use core::fmt;

@@ -73,7 +73,8 @@ mod tests {
 
     #[test]
     fn a_key_comes_from_either_header_and_bearer_wins() {
-        let cases: [(Option<&[u8]>, Option<&[u8]>, Option<&[u8]>); 7] = [
+        type Header = Option<&'static [u8]>;
+        let cases: [(Header, Header, Header); 7] = [
             (Some(b"Bearer sk-1"), None, Some(b"sk-1")),
             (Some(b"bearer   sk-1 "), None, Some(b"sk-1")),
             (None, Some(b"sk-2"), Some(b"sk-2")),

@@ -2,6 +2,7 @@
 //!
 //! A rule of the product is found in the module named after it.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects))]
 
 pub mod answer;
 pub mod cache;

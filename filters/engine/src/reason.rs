@@ -102,12 +102,14 @@ pub struct Refusal {
     pub categories: Vec<String>,
     /// Seconds after which a new try may succeed.
     pub retry_after_s: Option<u64>,
+    /// The method that the path takes, for [`Reason::MethodNotAllowed`] (RFC 9110 §15.5.6).
+    pub allow: Option<&'static str>,
 }
 
 impl Refusal {
     #[must_use]
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), param: None, categories: Vec::new(), retry_after_s: None }
+        Self { reason, message: message.into(), param: None, categories: Vec::new(), retry_after_s: None, allow: None }
     }
 
     #[must_use]

@@ -12,8 +12,8 @@ use crate::shared::Shared;
 pub(crate) struct GatewayStream {
     shared: Rc<Shared>,
     flow: Flow,
-    /// The names in the client's head, until it is replaced.
-    client_names: Vec<String>,
+    /// What the router needs of the client's head, until it is replaced.
+    routing_head: Vec<(String, Vec<u8>)>,
     /// Callouts in flight: the host's token, the engine's name.
     calls: Vec<(u32, Call)>,
     request_paused: bool,
@@ -35,7 +35,7 @@ impl GatewayStream {
         Self {
             shared,
             flow: Flow::default(),
-            client_names: Vec::new(),
+            routing_head: Vec::new(),
             calls: Vec::new(),
             request_paused: false,
             response_paused: false,
@@ -75,7 +75,7 @@ impl GatewayStream {
             Effect::Call(callout) => return self.call(&callout),
             Effect::SetRequestHead(headers) => self.replace_request_head(&headers),
             Effect::SetRequestBody(body) => {
-                host::set_buffer(Buffer::RequestBody, &body);
+                host::set_buffer(Buffer::Request, &body);
             }
             Effect::Share(bytes) => {
                 host::set_property(ASK, &bytes);
@@ -92,6 +92,11 @@ impl GatewayStream {
                 self.replied = true;
                 host::send_reply(reply.status, &reply.headers, &reply.body);
             }
+            Effect::Abort => {
+                // As after a reply: nothing that still comes is of interest.
+                self.replied = true;
+                host::reset_response();
+            }
             Effect::Record(bytes) => {
                 host::set_property(RECORD, &bytes);
             }
@@ -99,17 +104,13 @@ impl GatewayStream {
         None
     }
 
-    /// `x-forwarded-proto` stays for the router, which finds no route without it (measured on 1.40).
+    /// The map is written whole: what is not in it does not go on. Of the client's head the pseudo-headers stay, and
+    /// `x-forwarded-proto`, without which the router finds no route (measured on 1.40).
     fn replace_request_head(&mut self, headers: &[(&'static str, String)]) {
-        for name in core::mem::take(&mut self.client_names) {
-            let routes = name.starts_with(':') || name == "x-forwarded-proto";
-            if !routes && !headers.iter().any(|(kept, _)| **kept == name) {
-                host::remove_header(Map::Request, &name);
-            }
-        }
-        for (name, value) in headers {
-            host::set_header(Map::Request, name, value);
-        }
+        let routing = core::mem::take(&mut self.routing_head);
+        let kept = routing.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+        let set = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
+        host::set_headers(Map::Request, &kept.chain(set).collect::<Vec<_>>());
     }
 
     fn call(&mut self, callout: &Callout) -> Option<Event<'static>> {
@@ -148,13 +149,8 @@ impl Context for GatewayStream {
         let Some(position) = self.calls.iter().position(|(known, _)| *known == token) else { return };
         let (_, call) = self.calls.swap_remove(position);
         // A connection that broke after its head comes back without any header.
-        let status = if headers == 0 {
-            0
-        } else {
-            let status = host::header(Map::Callout, ":status").unwrap_or_default();
-            core::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or(0)
-        };
-        let body = host::buffer(Buffer::CalloutBody, 0, body_size);
+        let status = if headers == 0 { 0 } else { host::status(Map::Callout) };
+        let body = host::buffer(Buffer::Callout, 0, body_size);
         self.step(Event::Answered { call, status, body: &body });
         if self.replied {
             return;
@@ -168,7 +164,7 @@ impl Context for GatewayStream {
             if core::mem::take(&mut self.body_paused)
                 && let Some(body) = self.flow.take_body()
             {
-                host::set_buffer(Buffer::ResponseBody, &body);
+                host::set_buffer(Buffer::Response, &body);
             }
             host::resume_response();
         }
@@ -178,7 +174,8 @@ impl Context for GatewayStream {
 impl HttpContext for GatewayStream {
     fn on_http_request_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
         let head = host::headers(Map::Request);
-        self.client_names = head.iter().map(|(name, _)| name.clone()).collect();
+        let routes = |name: &str| name.starts_with(':') || name == "x-forwarded-proto";
+        self.routing_head = head.iter().filter(|(name, _)| routes(name)).cloned().collect();
         let entropy = self.shared.entropy();
         self.step(Event::RequestHead { head: Head(&head), ends: end_of_stream, entropy });
         self.request_action()
@@ -192,7 +189,7 @@ impl HttpContext for GatewayStream {
             if size > self.shared.config.max_request_bytes {
                 self.step(Event::RequestTooLarge);
             } else if end_of_stream {
-                let body = host::buffer(Buffer::RequestBody, 0, size);
+                let body = host::buffer(Buffer::Request, 0, size);
                 self.step(Event::RequestBody(&body));
             }
         }
@@ -202,7 +199,7 @@ impl HttpContext for GatewayStream {
     fn on_http_request_trailers(&mut self, _count: usize) -> Action {
         // Trailers end a body whose last piece did not say so.
         if self.flow.wants_body() {
-            let body = host::buffer(Buffer::RequestBody, 0, self.shared.config.max_request_bytes);
+            let body = host::buffer(Buffer::Request, 0, self.shared.config.max_request_bytes);
             self.step(Event::RequestBody(&body));
         }
         self.request_action()
@@ -231,7 +228,7 @@ impl HttpContext for GatewayStream {
         }
         // While paused the buffer is emptied each time, so what is in it is new.
         let streams = self.flow.body_mode() == BodyMode::Stream;
-        let bytes = host::buffer(Buffer::ResponseBody, 0, size);
+        let bytes = host::buffer(Buffer::Response, 0, size);
         self.step(Event::ResponseBody { bytes: &bytes, ends: end_of_stream });
         let action = self.response_action();
         if self.replied {
@@ -240,10 +237,10 @@ impl HttpContext for GatewayStream {
         self.body_paused = self.response_paused;
         if self.body_paused {
             if streams && size > 0 {
-                host::set_buffer(Buffer::ResponseBody, b"");
+                host::set_buffer(Buffer::Response, b"");
             }
         } else if let Some(body) = self.flow.take_body().filter(|body| *body != bytes) {
-            host::set_buffer(Buffer::ResponseBody, &body);
+            host::set_buffer(Buffer::Response, &body);
         }
         action
     }

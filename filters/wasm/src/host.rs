@@ -18,13 +18,13 @@ pub(crate) enum Map {
     Callout = 6,
 }
 
-/// Which buffer; the numbers are the ABI's.
+/// Which body's buffer; the numbers are the ABI's.
 #[derive(Debug, Clone, Copy)]
 #[repr(u32)]
 pub(crate) enum Buffer {
-    RequestBody = 0,
-    ResponseBody = 1,
-    CalloutBody = 4,
+    Request = 0,
+    Response = 1,
+    Callout = 4,
 }
 
 const OK: u32 = 0;
@@ -71,6 +71,7 @@ unsafe extern "C" {
         grpc_status: i32,
     ) -> u32;
     fn proxy_continue_stream(stream: u32) -> u32;
+    fn proxy_close_stream(stream: u32) -> u32;
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
 }
 
@@ -120,11 +121,11 @@ fn read_pairs(bytes: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
     Some(pairs)
 }
 
-fn write_pairs<'a>(pairs: impl ExactSizeIterator<Item = (&'a str, &'a [u8])> + Clone) -> Vec<u8> {
+fn write_pairs(pairs: &[(&str, &[u8])]) -> Vec<u8> {
     let size = |len: usize| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes();
     let mut bytes = Vec::with_capacity(512);
     bytes.extend_from_slice(&size(pairs.len()));
-    for (name, value) in pairs.clone() {
+    for (name, value) in pairs {
         bytes.extend_from_slice(&size(name.len()));
         bytes.extend_from_slice(&size(value.len()));
     }
@@ -137,12 +138,8 @@ fn write_pairs<'a>(pairs: impl ExactSizeIterator<Item = (&'a str, &'a [u8])> + C
     bytes
 }
 
-fn pairs_of<'a>(headers: &'a [(&'static str, String)]) -> impl ExactSizeIterator<Item = (&'a str, &'a [u8])> + Clone {
-    headers.iter().map(|(name, value)| (*name, value.as_bytes()))
-}
-
-pub(crate) fn set_headers(map: Map, headers: &[(&'static str, String)]) -> bool {
-    let bytes = write_pairs(pairs_of(headers));
+pub(crate) fn set_headers(map: Map, headers: &[(&str, &[u8])]) -> bool {
+    let bytes = write_pairs(headers);
     // SAFETY: the slice is valid for the call.
     unsafe { proxy_set_header_map_pairs(map as u32, bytes.as_ptr(), bytes.len()) == OK }
 }
@@ -160,6 +157,12 @@ pub(crate) fn set_header(map: Map, name: &str, value: &str) -> bool {
 pub(crate) fn remove_header(map: Map, name: &str) -> bool {
     // SAFETY: the slice is valid for the call.
     unsafe { proxy_remove_header_map_value(map as u32, name.as_ptr(), name.len()) == OK }
+}
+
+/// `:status` of a response's or callout's head, or 0.
+pub(crate) fn status(map: Map) -> u16 {
+    let status = header(map, ":status").unwrap_or_default();
+    core::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
 /// The bytes of a buffer from `start` on.
@@ -204,8 +207,15 @@ pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: Option<u32>) -> bool
     unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas.unwrap_or(0)) == OK }
 }
 
+/// True for one caller of all workers. Two that ask at the very same moment may both be told so.
+pub(crate) fn take_once(key: &str) -> bool {
+    let (value, _) = shared_data(key);
+    value.is_none() && set_shared_data(key, b"taken", None)
+}
+
 pub(crate) fn send_reply(status: u16, headers: &[(&'static str, String)], body: &[u8]) -> bool {
-    let pairs = write_pairs(pairs_of(headers));
+    let pairs: Vec<(&str, &[u8])> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+    let pairs = write_pairs(&pairs);
     // SAFETY: the slices are valid for the call; -1 is "no gRPC status".
     unsafe {
         proxy_send_local_response(
@@ -229,6 +239,12 @@ pub(crate) fn resume_request() {
 pub(crate) fn resume_response() {
     // SAFETY: takes no pointers. 1 is the HTTP response.
     let _ = unsafe { proxy_continue_stream(1) };
+}
+
+/// Ends the stream in both directions at once, without its regular end.
+pub(crate) fn reset_response() {
+    // SAFETY: takes no pointers. 1 is the HTTP response.
+    let _ = unsafe { proxy_close_stream(1) };
 }
 
 /// Microseconds since the Unix epoch.

@@ -2,6 +2,7 @@
 //! and the engine's effects to hostcalls, and decides nothing itself.
 //!
 //! `gateway` stands in the listener's filter chain, `provider` in the upstream chain of the providers' clusters.
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects))]
 
 mod gateway;
 mod host;

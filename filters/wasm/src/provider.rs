@@ -22,6 +22,8 @@ pub(crate) struct ProviderStream {
     /// The model's name here, if the body has to be rewritten for it.
     rename: Option<String>,
     gate: FirstToken,
+    /// The head of an answer came.
+    head_came: bool,
     /// Bytes of the held body that the gate has seen.
     seen: usize,
     refused: bool,
@@ -29,7 +31,15 @@ pub(crate) struct ProviderStream {
 
 impl ProviderStream {
     pub(crate) const fn new(shared: Rc<Shared>) -> Self {
-        Self { shared, attempt: None, rename: None, gate: FirstToken::new(false), seen: 0, refused: false }
+        Self {
+            shared,
+            attempt: None,
+            rename: None,
+            gate: FirstToken::new(false),
+            head_came: false,
+            seen: 0,
+            refused: false,
+        }
     }
 
     /// The head map is one for all attempts: everything is set, nothing is added to.
@@ -90,8 +100,9 @@ impl ProviderStream {
 
 impl Context for ProviderStream {
     fn on_done(&mut self) -> bool {
-        // Neither a head nor a token came before the attempt was over: refused, reset, timed out, or the client left.
-        self.note_failure(0, "reset");
+        // Nothing that counts came before the attempt was over: refused, reset, timed out, or the client left.
+        let (status, outcome) = if self.head_came { (200, "no_first_token") } else { (0, "reset") };
+        self.note_failure(status, outcome);
         true
     }
 }
@@ -129,10 +140,10 @@ impl HttpContext for ProviderStream {
         if !end_of_stream {
             return Action::Pause;
         }
-        let body = host::buffer(Buffer::RequestBody, 0, size);
+        let body = host::buffer(Buffer::Request, 0, size);
         let Some(renamed) = provider::body_for(&body, model) else { return self.refuse() };
         host::set_header(Map::Request, "content-length", &renamed.len().to_string());
-        host::set_buffer(Buffer::RequestBody, &renamed);
+        host::set_buffer(Buffer::Request, &renamed);
         self.rename = None;
         Action::Continue
     }
@@ -141,8 +152,8 @@ impl HttpContext for ProviderStream {
         if self.refused {
             return Action::Continue;
         }
-        let status = host::header(Map::Response, ":status").unwrap_or_default();
-        let status: u16 = core::str::from_utf8(&status).ok().and_then(|status| status.parse().ok()).unwrap_or(0);
+        self.head_came = true;
+        let status = host::status(Map::Response);
         let content_type = host::header(Map::Response, "content-type").unwrap_or_default();
         let is_event_stream =
             content_type.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"));
@@ -160,7 +171,7 @@ impl HttpContext for ProviderStream {
         if self.gate.wants_whole() && !end_of_stream {
             return Action::Pause;
         }
-        let bytes = host::buffer(Buffer::ResponseBody, self.seen, size.saturating_sub(self.seen));
+        let bytes = host::buffer(Buffer::Response, self.seen, size.saturating_sub(self.seen));
         self.seen = size;
         let gate = self.gate.on_body(&bytes, end_of_stream);
         self.apply(gate, 200)

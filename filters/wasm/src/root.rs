@@ -1,20 +1,31 @@
-//! The root context: takes a configuration in, and makes a stream of the kind that its plugin's `root_id` names.
+//! The root context: takes a configuration in, makes a stream of the kind that its plugin's `root_id` names, and checks
+//! once that the guard judges at all.
 
+use core::time::Duration;
 use std::rc::Rc;
 
 use parapet_engine::config::Config;
+use parapet_engine::guard::canary::{self, Outcome};
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
 use proxy_wasm::types::ContextType;
 
 use crate::gateway::GatewayStream;
-use crate::host;
+use crate::host::{self, Buffer, Map};
 use crate::provider::ProviderStream;
 use crate::shared::Shared;
 
 #[derive(Default)]
 pub(crate) struct Root {
     shared: Option<(Kind, Rc<Shared>)>,
+    /// Calls made to the guard for its self-check.
+    canaries: u32,
 }
+
+/// Between two tries of the guard's self-check.
+const CANARY_PERIOD: Duration = Duration::from_secs(5);
+const CANARY_TIMEOUT_MS: u64 = 4_000;
+/// Whoever writes this first of all workers makes the check.
+const CANARY_TAKEN: &str = "canary";
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -22,7 +33,48 @@ enum Kind {
     Provider,
 }
 
-impl Context for Root {}
+impl Root {
+    fn send_canary(&mut self) {
+        let Some((_, shared)) = &self.shared else { return };
+        let Some(guard) = &shared.config.guard else { return };
+        let path = format!("{}/completions", guard.base_path);
+        let mut headers = vec![
+            (":method", "POST"),
+            (":path", &*path),
+            (":authority", &*guard.authority),
+            ("content-type", "application/json"),
+        ];
+        if let Some(authorization) = shared.authorization(guard.api_key_env.as_deref()) {
+            headers.push(("authorization", authorization));
+        }
+        self.canaries = self.canaries.saturating_add(1);
+        host::call(&guard.cluster, &headers, &canary::request(guard), CANARY_TIMEOUT_MS);
+    }
+}
+
+impl Context for Root {
+    fn on_http_call_response(&mut self, _token: u32, headers: usize, body_size: usize, _trailers: usize) {
+        let status = if headers == 0 { 0 } else { host::status(Map::Callout) };
+        let body = host::buffer(Buffer::Callout, 0, body_size);
+        match canary::outcome(status, &body) {
+            Outcome::Judges => log::info!("parapet: guard self-check passed"),
+            Outcome::Blind => log::error!(
+                "parapet: GUARD SELF-CHECK FAILED: the guard calls a known-unsafe text safe; its verdicts are worth nothing. \
+                 Check `guard.model`, and that the server shows the conversation to the model"
+            ),
+            Outcome::Silent if self.canaries < canary::MAX_TRIES => {
+                if self.canaries == 1 {
+                    log::warn!("parapet: guard self-check: no verdict (status {status}); trying again every 5 s");
+                }
+                return;
+            }
+            Outcome::Silent => {
+                log::error!("parapet: GUARD SELF-CHECK GIVEN UP: no verdict in {} tries", canary::MAX_TRIES);
+            }
+        }
+        self.set_tick_period(Duration::ZERO);
+    }
+}
 
 impl RootContext for Root {
     fn on_configure(&mut self, _size: usize) -> bool {
@@ -40,6 +92,9 @@ impl RootContext for Root {
             Ok(shared) => {
                 if let Kind::Gateway = kind {
                     shared.prepare_quota();
+                    if shared.config.guard.is_some() {
+                        self.set_tick_period(Duration::from_millis(50));
+                    }
                 }
                 self.shared = Some((kind, Rc::new(shared)));
                 true
@@ -49,6 +104,17 @@ impl RootContext for Root {
                 false
             }
         }
+    }
+
+    fn on_tick(&mut self) {
+        if self.canaries == 0 && !host::take_once(CANARY_TAKEN) {
+            self.set_tick_period(Duration::ZERO);
+            return;
+        }
+        if self.canaries == 0 {
+            self.set_tick_period(CANARY_PERIOD);
+        }
+        self.send_canary();
     }
 
     fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {

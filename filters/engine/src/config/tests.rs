@@ -87,6 +87,14 @@ fn every_mistake_names_its_key_and_what_was_expected() {
 }
 
 #[test]
+fn off_is_off_also_where_yaml_made_a_boolean_of_it() {
+    let json = VALID.replacen("\"mode\": \"parallel\"", "\"mode\": false", 1);
+    let config = Config::parse(json.as_bytes()).unwrap();
+    assert_eq!(config.policies["p"].input_guard.as_ref().map(|guard| guard.mode), Some(InputMode::Off));
+    assert!(mistake("\"mode\": \"hold\"", "\"mode\": true").message.contains("the name of a mode"));
+}
+
+#[test]
 fn a_guard_that_is_not_there_cannot_be_asked() {
     let error = mistake(r#""guard": {"cluster": "g", "authority": "h:3", "model": "lg"},"#, "");
     assert_eq!((&*error.path, &*error.message), ("policies.p.input_guard", "there is no `guard` to ask"));

@@ -110,7 +110,8 @@ impl Flow {
             context.memory.verdicts.insert(key, remembered, 64);
         }
         if let Some(refusal) = self.apply_input_verdict(&mut exchange, &verdict, policy) {
-            self.settle(&exchange, 0, context);
+            let used = self.used_tokens(&exchange, true);
+            self.settle(&exchange, used, context);
             return self.refuse(refusal, context);
         }
         if exchange.is_asking() { self.send_when_ready(exchange, context) } else { State::Exchanging(exchange) }

@@ -2,12 +2,12 @@
 
 use super::BodyMode;
 use super::stream::Stream;
+use crate::answer::Answer;
 use crate::cache::{self, Directives};
-use crate::guard::{self};
+use crate::guard;
+use crate::guard::passage::Passage;
 use crate::identity::Principal;
 use crate::quota::Decision;
-use crate::record::Answered;
-use crate::record::Usage;
 
 #[derive(Debug)]
 pub struct Exchange {
@@ -91,17 +91,20 @@ pub(super) enum Collecting {
     /// An error with this status.
     Failure {
         status: u16,
+        retry_after_s: Option<u64>,
     },
 }
 
 /// A whole answer.
 #[derive(Debug)]
 pub(super) struct Whole {
-    pub(super) answers: Vec<Answered>,
-    pub(super) usage: Option<Usage>,
+    pub(super) answer: Answer,
     /// What leaves if the answer passes; `None`: the body as it came.
     pub(super) body: Option<Vec<u8>>,
+    /// Length of the body as it came.
+    pub(super) came_bytes: usize,
     /// What the output guard is reading.
+    pub(super) passage: Option<Passage>,
     pub(super) prompt: Option<String>,
 }
 
@@ -110,7 +113,7 @@ impl Exchange {
         matches!(self.phase, Phase::Asking)
     }
 
-    const fn input_is_pending(&self) -> bool {
+    pub(super) const fn input_is_pending(&self) -> bool {
         matches!(self.input, Input::Pending { .. })
     }
 
@@ -125,11 +128,12 @@ impl Exchange {
 
     /// The answer has come to its end.
     pub(super) fn is_complete(&self) -> bool {
-        match &self.phase {
-            Phase::Releasing { .. } => true,
-            Phase::Streaming(stream) => stream.is_complete(),
-            _ => false,
-        }
+        !self.input_is_pending()
+            && match &self.phase {
+                Phase::Releasing { .. } => true,
+                Phase::Streaming(stream) => stream.is_complete(),
+                _ => false,
+            }
     }
 
     pub(super) const fn body_mode(&self) -> BodyMode {

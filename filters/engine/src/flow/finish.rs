@@ -1,12 +1,11 @@
 //! The end: what was used is settled, what may be kept is kept, and the record is written.
 
 use super::exchange::{Exchange, Phase};
-use super::response::refused_answer;
 use super::{Context, Effect, End, Flow, State};
-use crate::answer::Answer;
+use crate::answer::{Answer, REFUSAL};
 use crate::config::Price;
 use crate::reason::Reason;
-use crate::record::{Attempt, Usage};
+use crate::record::{Answered, Attempt, Usage};
 
 impl Flow {
     pub(super) fn on_ended(&mut self, state: &State, end: &End<'_>, context: &mut Context<'_>) {
@@ -14,10 +13,15 @@ impl Flow {
         if let State::Exchanging(exchange) = state {
             self.finish_exchange(exchange, context);
         } else if let State::Reading(_) = state {
-            self.record.client_aborted = true;
+            // Envoy may have answered itself: a timeout, a body beyond its own limit.
+            self.record.client_aborted = self.record.status == 0;
         }
-        if end.details.is_some_and(|details| details.starts_with(b"downstream_remote_disconnect")) {
-            self.record.client_aborted = true;
+        match end.details {
+            Some(details) if details.starts_with(b"downstream_remote_disconnect") => self.record.client_aborted = true,
+            Some(details) if details.starts_with(b"upstream_") && self.record.client_aborted => {
+                (self.record.client_aborted, self.record.truncated) = (false, true);
+            }
+            _ => {}
         }
         self.note_failed_attempts(end);
         if let Some(last) = self.record.attempts.last_mut() {
@@ -46,62 +50,69 @@ impl Flow {
         self.record.attempts = failed;
     }
 
-    fn finish_exchange(&mut self, exchange: &Exchange, context: &mut Context<'_>) {
+    pub(super) fn finish_exchange(&mut self, exchange: &Exchange, context: &mut Context<'_>) {
         match &exchange.phase {
             Phase::Asking | Phase::Sent | Phase::Collecting(_) => self.record.client_aborted = true,
             Phase::Judging(whole) => {
                 self.record.client_aborted = true;
-                self.record.usage = whole.usage;
+                self.record.usage = whole.answer.usage;
+            }
+            Phase::Releasing { .. } if exchange.input_is_pending() => {
+                self.record.client_aborted = true;
+                self.record.answers.clear();
             }
             Phase::Releasing { .. } => {
                 self.record.status = 200;
-                self.record.first_token_us = self.record.first_token_us.or(Some(context.now_us));
                 let answer = Answer { choices: self.record.answers.clone(), usage: self.record.usage, progress: 0 };
                 if self.record.reason.is_none() {
                     self.remember(exchange, &answer, context);
                 }
             }
             Phase::Streaming(stream) => {
-                self.record.status = if stream.released { 200 } else { 0 };
+                self.record.status = if stream.released || stream.cut { 200 } else { 0 };
                 self.record.first_token_us = stream.first_text_us;
                 let whole = stream.answer.is_finished() || stream.done;
-                self.record.client_aborted = !whole && !stream.cut && !self.record.truncated;
-                self.record.answers.clone_from(&stream.answer.choices);
+                let kept = !whole || !stream.released || stream.holds_back();
+                let left = kept && !stream.cut && !self.record.truncated;
+                self.record.client_aborted = left || exchange.input_is_pending();
+                self.record.answers.clone_from(&stream.shown().choices);
                 self.record.usage = stream.answer.usage;
                 if self.record.reason.as_deref() == Some(Reason::OutputBlocked.code()) {
-                    self.record.answers = vec![refused_answer(); stream.answer.choices.len().max(1)];
-                } else if whole && !stream.cut {
+                    refuse_open_choices(&mut self.record.answers);
+                } else if whole && !stream.cut && stream.is_judged() && !exchange.input_is_pending() {
                     self.remember(exchange, &stream.answer, context);
                 }
             }
         }
-        let used = self.used_tokens(exchange);
+        let used = self.used_tokens(exchange, true);
         self.settle(exchange, used, context);
     }
 
-    /// What the provider has read and written, counted where it did not say.
-    pub(super) fn used_tokens(&mut self, exchange: &Exchange) -> u64 {
-        if exchange.sent_us.is_none() {
-            return 0;
-        }
-        let usage = self.record.usage.unwrap_or_else(|| Usage {
-            prompt: exchange.prompt_tokens,
-            completion: exchange.streaming().map_or(0, |stream| stream.answer.progress),
-            estimated: true,
-            ..Usage::default()
-        });
-        // A request that no provider answered used nothing.
-        if self.record.attempts.iter().all(|attempt| attempt.outcome != "ok") && usage.estimated {
-            return 0;
-        }
+    /// What the provider has read and written, counted where it did not say. `worked`: it was at it when the end came,
+    /// so its prompt counts even without an answer.
+    pub(super) fn used_tokens(&mut self, exchange: &Exchange, worked: bool) -> u64 {
+        let answered = self.record.attempts.iter().any(|attempt| attempt.outcome == "ok");
+        let usage = match self.record.usage {
+            Some(usage) => usage,
+            None if exchange.sent_us.is_some() && (worked || answered) => Usage {
+                prompt: exchange.prompt_tokens,
+                completion: exchange.streaming().map_or(0, |stream| stream.answer.progress),
+                estimated: true,
+                ..Usage::default()
+            },
+            None => return 0,
+        };
         self.record.usage = Some(usage);
         usage.total()
     }
 
     /// Replaces the reservation by what was used, and prices it.
     pub(super) fn settle(&mut self, exchange: &Exchange, used: u64, context: &mut Context<'_>) {
-        if let (Some(usage), Some(attempt)) = (self.record.usage, self.record.attempts.last()) {
-            let price = context.config.provider(&attempt.provider).map(|provider| provider.price);
+        let answered = self.record.attempts.last().map(|attempt| &attempt.provider);
+        let first = context.config.models.get(exchange.model).and_then(|model| model.chain.first());
+        let provider = answered.or(first.map(|link| &link.provider));
+        if let (Some(usage), Some(provider)) = (self.record.usage, provider) {
+            let price = context.config.provider(provider).map(|provider| provider.price);
             self.record.cost_nanousd = price.map_or(0, |price| cost_nanousd(price, usage));
         }
         if !exchange.reservation.limited {
@@ -117,6 +128,17 @@ impl Flow {
             reserved: exchange.reservation.tokens,
             used,
         });
+    }
+}
+
+/// What a blocked stream ended with.
+fn refuse_open_choices(answers: &mut Vec<Answered>) {
+    if answers.is_empty() {
+        answers.push(Answered::default());
+    }
+    for answer in answers.iter_mut().filter(|answer| answer.finish_reason.is_none()) {
+        answer.content.push_str(REFUSAL);
+        answer.finish_reason = Some("content_filter".to_owned());
     }
 }
 

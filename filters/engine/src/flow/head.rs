@@ -16,9 +16,15 @@ impl<'a> Head<'a> {
     /// A header as a tag: printable, at most 256 bytes.
     #[must_use]
     pub fn tag(&self, name: &str) -> Option<String> {
+        self.text(name, MAX_TAG_BYTES)
+    }
+
+    /// A header's text: printable, at most `max` bytes.
+    #[must_use]
+    pub fn text(&self, name: &str, max: usize) -> Option<String> {
         let text = String::from_utf8_lossy(self.get(name)?);
         let mut tag: String = text.chars().filter(|character| !character.is_control()).collect();
-        let mut end = MAX_TAG_BYTES.min(tag.len());
+        let mut end = max.min(tag.len());
         while !tag.is_char_boundary(end) {
             end = end.saturating_sub(1);
         }

@@ -16,6 +16,9 @@ use crate::{chat, openai, provider, trace};
 /// The largest timeout in Envoy's per-try header that still makes sense: an hour.
 const MAX_TRY_MS: u64 = 3_600_000;
 
+/// A dotted order has 60 bytes for each ancestor; deeper traces are not joined.
+const MAX_DOTTED_ORDER_BYTES: usize = 4_096;
+
 /// What the head told.
 #[derive(Debug)]
 pub(super) struct Caller {
@@ -52,22 +55,22 @@ impl Flow {
         self.record.start_us = context.now_us;
         self.record.request_id = head.tag("x-request-id");
         let method = head.get(":method").unwrap_or_default();
-        let (api, expected): (_, &[u8]) = match head.path() {
-            b"/v1/chat/completions" => ("chat_completions", b"POST"),
-            b"/chat" => ("chat", b"POST"),
-            b"/feedback" => ("feedback", b"POST"),
-            b"/healthz" => ("health", b"GET"),
-            path if path == b"/v1/models" || path.starts_with(b"/v1/models/") => ("models", b"GET"),
-            _ => ("unknown", method),
+        let (api, allowed) = match head.path() {
+            b"/v1/chat/completions" => ("chat_completions", Some("POST")),
+            b"/chat" => ("chat", Some("POST")),
+            b"/feedback" => ("feedback", Some("POST")),
+            b"/healthz" => ("health", Some("GET")),
+            path if path == b"/v1/models" || path.starts_with(b"/v1/models/") => ("models", Some("GET")),
+            _ => ("unknown", None),
         };
         self.record.api = api.to_owned();
-        if api == "unknown" {
+        let Some(allowed) = allowed else {
             return self.refuse(Refusal::new(Reason::NotFound, "There is nothing at this path."), context);
-        }
-        if method != expected {
-            let expected = String::from_utf8_lossy(expected);
-            let message = format!("This path takes {expected} only.");
-            return self.refuse(Refusal::new(Reason::MethodNotAllowed, message), context);
+        };
+        if method != allowed.as_bytes() {
+            let mut refusal = Refusal::new(Reason::MethodNotAllowed, format!("This path takes {allowed} only."));
+            refusal.allow = Some(allowed);
+            return self.refuse(refusal, context);
         }
         if api == "health" {
             return self.reply(respond::health(&self.record.id), context);
@@ -117,7 +120,7 @@ impl Flow {
         self.record.feature = head.tag("x-feature");
         self.record.end_user = head.tag("x-user-id");
         self.record.traceparent = head.tag("traceparent");
-        self.record.langsmith_parent = head.tag("langsmith-trace");
+        self.record.langsmith_parent = head.text("langsmith-trace", MAX_DOTTED_ORDER_BYTES);
     }
 
     fn reply(&mut self, reply: super::Reply, context: &mut Context<'_>) -> State {
@@ -268,6 +271,7 @@ impl Flow {
         if let Some(prompt) = prompt
             && let Some(refusal) = self.ask_input_guard(&mut exchange, prompt, judge_first, context)
         {
+            self.settle(&exchange, 0, context);
             return self.refuse(refusal, context);
         }
         if exchange.key.is_some() && exchange.directives.may_read() {
@@ -283,6 +287,7 @@ impl Flow {
             return State::Exchanging(exchange);
         }
         if exchange.directives.only_if_cached {
+            self.settle(&exchange, 0, context);
             return self.refuse(not_cached(), context);
         }
         let body = core::mem::take(&mut exchange.body);

@@ -27,6 +27,7 @@ pub(super) fn refusal_headers(refusal: &Refusal, trace_id: &str) -> Headers {
     if let Some(seconds) = refusal.retry_after_s {
         headers.push(("retry-after", seconds.to_string()));
     }
+    headers.extend(refusal.allow.map(|method| ("allow", method.to_owned())));
     if refusal.reason.retry_is_pointless() {
         headers.push(("x-should-retry", "false".to_owned()));
     }
@@ -140,8 +141,16 @@ pub(super) fn note_cache(record: &mut Record, exchange: &Exchange, config: &Conf
     });
 }
 
+/// The gateway's own headers on an answer that did not come from the cache.
+pub(super) fn answer_headers(record: &Record, exchange: &Exchange) -> Headers {
+    let mut headers = vec![("x-parapet-trace-id", record.id.clone())];
+    headers.extend(cache_status(record, exchange).map(|status| ("cache-status", status.to_owned())));
+    headers.extend(exchange.quota.iter().flat_map(rate_headers));
+    headers
+}
+
 /// `Cache-Status` (RFC 9211) for an answer that was not in the cache.
-pub(super) fn cache_status(record: &Record, exchange: &Exchange) -> Option<&'static str> {
+fn cache_status(record: &Record, exchange: &Exchange) -> Option<&'static str> {
     match record.cache.as_ref()?.outcome.as_str() {
         "miss" => Some("parapet; fwd=miss"),
         _ if exchange.key.is_some() => Some("parapet; fwd=request"),

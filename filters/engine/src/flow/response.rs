@@ -2,10 +2,11 @@
 
 use super::exchange::{Collecting, Exchange, Phase, Whole, Wire};
 use super::stream::{Form, Found, Stream};
-use super::{Context, Effect, Flow, Head, State, calls, respond};
+use super::{Context, Effect, Flow, Head, Reply, State, calls, respond};
 use crate::answer::{Answer, REFUSAL};
 use crate::config::OutputMode;
 use crate::guard::Action;
+use crate::guard::passage::{self, Marks};
 use crate::openai::{self, Chunk, Frame};
 use crate::reason::{Reason, Refusal};
 use crate::record::{Answered, Attempt};
@@ -23,10 +24,12 @@ impl Flow {
         self.attempts = attempts(head);
         self.note_attempt(&exchange, head, context);
         if ends || status != 200 {
+            let retry_after_s =
+                head.get("retry-after").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok());
             if ends {
-                return self.fail(&exchange, &provider_failure(status, b""), context);
+                return self.fail(&exchange, &provider_failure(status, retry_after_s, b""), context);
             }
-            exchange.phase = Phase::Collecting(Collecting::Failure { status });
+            exchange.phase = Phase::Collecting(Collecting::Failure { status, retry_after_s });
             return State::Exchanging(exchange);
         }
         self.write_response_head(&exchange, head, context);
@@ -74,15 +77,9 @@ impl Flow {
                 context.effects.push(Effect::RemoveResponseHeader(name.to_owned()));
             }
         }
-        let mut set = |name, value| context.effects.push(Effect::SetResponseHeader(name, value));
-        set("x-parapet-trace-id", self.record.id.clone());
-        set("x-parapet-attempts", self.attempts.to_string());
-        if let Some(status) = respond::cache_status(&self.record, exchange) {
-            set("cache-status", status.to_owned());
-        }
-        if let Some(decision) = &exchange.quota {
-            respond::rate_headers(decision).into_iter().for_each(|(name, value)| set(name, value));
-        }
+        context.effects.push(Effect::SetResponseHeader("x-parapet-attempts", self.attempts.to_string()));
+        let headers = respond::answer_headers(&self.record, exchange);
+        context.effects.extend(headers.into_iter().map(|(name, value)| Effect::SetResponseHeader(name, value)));
     }
 
     pub(super) fn on_response_body(
@@ -98,8 +95,8 @@ impl Flow {
                 self.on_found(exchange, found, context)
             }
             Phase::Collecting(Collecting::Answer) if ends => self.on_whole(exchange, bytes, context),
-            Phase::Collecting(Collecting::Failure { status }) if ends => {
-                let refusal = provider_failure(*status, bytes);
+            Phase::Collecting(Collecting::Failure { status, retry_after_s }) if ends => {
+                let refusal = provider_failure(*status, *retry_after_s, bytes);
                 self.fail(&exchange, &refusal, context)
             }
             _ => State::Exchanging(exchange),
@@ -111,7 +108,7 @@ impl Flow {
         match found {
             Found::Nothing => State::Exchanging(exchange),
             Found::Due => {
-                let text = stream.answer.visible_text();
+                let Some(text) = stream.passage() else { return State::Exchanging(exchange) };
                 let prompt = self.call_output_guard(&exchange, &text, context);
                 if let Phase::Streaming(stream) = &mut exchange.phase {
                     stream.asked(prompt);
@@ -122,6 +119,10 @@ impl Flow {
                 self.record.truncated = true;
                 let refusal = Refusal::new(Reason::UpstreamError, "The model's answer broke off.");
                 self.cut_stream(exchange, &refusal, Stream::failed_ending(), context)
+            }
+            Found::Abandoned => {
+                context.effects.push(Effect::Abort);
+                State::Exchanging(exchange)
             }
             Found::Overflow => {
                 let refusal = calls::unavailable();
@@ -139,8 +140,9 @@ impl Flow {
         ending: Vec<u8>,
         context: &mut Context<'_>,
     ) -> State {
+        let input_is_pending = exchange.input_is_pending();
         let Phase::Streaming(stream) = &mut exchange.phase else { return State::Exchanging(exchange) };
-        if !stream.released && !matches!(exchange.input, super::exchange::Input::Pending { .. }) {
+        if !stream.released && !input_is_pending {
             return self.fail(&exchange, refusal, context);
         }
         self.record.reason = Some(refusal.reason.code().to_owned());
@@ -150,12 +152,16 @@ impl Flow {
 
     /// Ends the exchange with an error answer; what the provider did is accounted.
     fn fail(&mut self, exchange: &Exchange, refusal: &Refusal, context: &mut Context<'_>) -> State {
-        let used = self.used_tokens(exchange);
+        let used = self.used_tokens(exchange, false);
         self.settle(exchange, used, context);
-        self.refuse(refusal.clone(), context)
+        let state = self.refuse(refusal.clone(), context);
+        if let Some(Effect::Reply(reply)) = context.effects.last_mut() {
+            reply.headers.push(("x-parapet-attempts", self.attempts.max(1).to_string()));
+        }
+        state
     }
 
-    fn on_whole(&mut self, mut exchange: Box<Exchange>, bytes: &[u8], context: &mut Context<'_>) -> State {
+    fn on_whole(&mut self, exchange: Box<Exchange>, bytes: &[u8], context: &mut Context<'_>) -> State {
         let (answer, model) = match openai::parse_answer(bytes) {
             Ok(parsed) => parsed,
             Err(error) => {
@@ -163,7 +169,7 @@ impl Flow {
                     Chunk::Error { code: Some(code), .. } => code,
                     _ => 502,
                 };
-                return self.fail(&exchange, &provider_failure(status, bytes), context);
+                return self.fail(&exchange, &provider_failure(status, None, bytes), context);
             }
         };
         self.record.usage = answer.usage;
@@ -174,24 +180,35 @@ impl Flow {
             }
             Wire::OpenAi { .. } => None,
         };
-        let text = answer.visible_text();
-        let mut whole = Whole { answers: answer.choices, usage: answer.usage, body, prompt: None };
-        if exchange.output_context.is_some() && !text.is_empty() {
-            whole.prompt = Some(self.call_output_guard(&exchange, &text, context));
-            exchange.phase = Phase::Judging(whole);
-        } else {
-            self.release_whole(&mut exchange, whole, bytes.len(), context);
+        let whole = Whole { answer, body, came_bytes: bytes.len(), passage: None, prompt: None };
+        self.judge_whole(exchange, whole, &Marks::default(), context)
+    }
+
+    /// Asks about the next part of the answer that no call has read; with nothing left to ask it is released.
+    fn judge_whole(
+        &mut self,
+        mut exchange: Box<Exchange>,
+        mut whole: Whole,
+        read: &Marks,
+        context: &mut Context<'_>,
+    ) -> State {
+        whole.passage = exchange.output_context.as_ref().and_then(|_| passage::next(&whole.answer, read));
+        match &whole.passage {
+            Some(passage) => {
+                whole.prompt = Some(self.call_output_guard(&exchange, &passage.text, context));
+                exchange.phase = Phase::Judging(whole);
+            }
+            None => self.release_whole(&mut exchange, whole, context),
         }
         State::Exchanging(exchange)
     }
 
     /// The answer may leave as it is (or as the client's wire form wants it).
-    fn release_whole(&mut self, exchange: &mut Exchange, whole: Whole, came_bytes: usize, context: &mut Context<'_>) {
-        let bytes = whole.body.as_ref().map_or(came_bytes, Vec::len);
-        if bytes > 0 {
-            context.effects.push(Effect::SetResponseHeader("content-length", bytes.to_string()));
-        }
-        self.record.answers = whole.answers;
+    fn release_whole(&mut self, exchange: &mut Exchange, whole: Whole, context: &mut Context<'_>) {
+        let bytes = whole.body.as_ref().map_or(whole.came_bytes, Vec::len);
+        context.effects.push(Effect::SetResponseHeader("content-length", bytes.to_string()));
+        self.record.first_token_us = Some(context.now_us);
+        self.record.answers = whole.answer.choices;
         exchange.phase = Phase::Releasing { body: whole.body };
     }
 
@@ -211,9 +228,11 @@ impl Flow {
                 self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
                 let id = format!("chatcmpl-{}", self.record.id);
                 let ending = stream.blocked_ending(&id, context.now_s());
+                // While the input's verdict is out, it has the first word.
+                let replies = !stream.released && !exchange.input_is_pending();
                 stream.cut(&ending);
                 exchange.phase = Phase::Streaming(stream);
-                State::Exchanging(exchange)
+                if replies { self.reply_blocked(&exchange, ending, context) } else { State::Exchanging(exchange) }
             }
             (Phase::Streaming(stream), Action::Unavailable) => {
                 exchange.phase = Phase::Streaming(stream);
@@ -221,16 +240,15 @@ impl Flow {
                 let ending = Stream::unavailable_ending(&refusal);
                 self.cut_stream(exchange, &refusal, ending, context)
             }
-            (Phase::Judging(whole), Action::Pass | Action::Flag) => {
-                self.release_whole(&mut exchange, whole, 0, context);
-                State::Exchanging(exchange)
+            (Phase::Judging(mut whole), Action::Pass | Action::Flag) => {
+                let read = whole.passage.take().map(|passage| passage.marks).unwrap_or_default();
+                self.judge_whole(exchange, whole, &read, context)
             }
-            (Phase::Judging(whole), Action::Block) => {
+            (Phase::Judging(mut whole), Action::Block) => {
                 self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
-                let body = self.blocked_body(&exchange, &whole, context);
-                let answers = vec![refused_answer(); whole.answers.len().max(1)];
-                let whole = Whole { answers, body: Some(body), ..whole };
-                self.release_whole(&mut exchange, whole, 0, context);
+                whole.answer.choices = vec![refused_answer(); whole.answer.choices.len().max(1)];
+                whole.body = Some(self.blocked_body(&exchange, &whole, context));
+                self.release_whole(&mut exchange, whole, context);
                 State::Exchanging(exchange)
             }
             (Phase::Judging(_), Action::Unavailable) => self.fail(&exchange, &calls::unavailable(), context),
@@ -241,14 +259,23 @@ impl Flow {
         }
     }
 
+    /// Nothing has left yet: the blocked stream is a reply of our own, which ends cleanly and cuts the provider at once.
+    fn reply_blocked(&mut self, exchange: &Exchange, body: Vec<u8>, context: &mut Context<'_>) -> State {
+        self.record.status = 200;
+        self.finish_exchange(exchange, context);
+        let mut headers = respond::answer_headers(&self.record, exchange);
+        headers.push(("content-type", "text/event-stream".to_owned()));
+        context.effects.push(Effect::Reply(Reply { status: 200, headers, body }));
+        State::Settled
+    }
+
     fn blocked_body(&self, exchange: &Exchange, whole: &Whole, context: &Context<'_>) -> Vec<u8> {
         match exchange.wire {
             Wire::Chat => chat::write_answer(REFUSAL),
             Wire::OpenAi { .. } => {
                 let id = format!("chatcmpl-{}", self.record.id);
                 let frame = Frame { id: &id, created_s: context.now_s(), model: &exchange.public_model };
-                let answers = vec![refused_answer(); whole.answers.len().max(1)];
-                openai::write_answer(frame, &answers, whole.usage)
+                openai::write_answer(frame, &whole.answer.choices, whole.answer.usage)
             }
         }
     }
@@ -280,8 +307,8 @@ fn attempts(head: &Head<'_>) -> u32 {
 
 /// What the client is told when the last provider failed. A provider's word passes on only where the request itself is
 /// at fault; anything else might speak of what is inside.
-fn provider_failure(status: u16, body: &[u8]) -> Refusal {
-    match status {
+fn provider_failure(status: u16, retry_after_s: Option<u64>, body: &[u8]) -> Refusal {
+    let refusal = match status {
         400 | 422 => {
             let message = match openai::parse_answer(body) {
                 Err(Chunk::Error { message, .. }) if !message.is_empty() => message.chars().take(500).collect(),
@@ -293,7 +320,8 @@ fn provider_failure(status: u16, body: &[u8]) -> Refusal {
         413 => Refusal::new(Reason::RequestTooLarge, "The request is too large."),
         408 | 504 => Refusal::new(Reason::UpstreamTimeout, "No model answered in time."),
         _ => Refusal::new(Reason::UpstreamError, "No model could answer."),
-    }
+    };
+    Refusal { retry_after_s, ..refusal }
 }
 
 impl Exchange {

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use crate::answer::{Answer, Delta};
 use crate::chat;
 use crate::config::OutputMode;
+use crate::guard::passage::{self, Marks, Passage};
 use crate::guard::window::Windows;
 use crate::openai::{self, Chunk, Frame};
 use crate::reason::{Reason, Refusal};
@@ -12,6 +13,9 @@ use crate::sse::{Decoder, Event};
 
 /// Text that waits for its verdict; beyond it the answer is refused, as a guard that cannot keep up.
 const MAX_HELD_BYTES: usize = 4 * 1024 * 1024;
+
+/// The whole answer is judged at once, unless it is longer than a guard's context: then in pieces of so many tokens.
+const FULL_WINDOW_TOKENS: u32 = 1_500;
 
 /// How the client wants its events.
 #[derive(Debug, Clone)]
@@ -31,6 +35,8 @@ struct Held {
     /// Events with text that came before this one.
     texts_before: u64,
     kind: Kind,
+    /// What it adds to the answer, where the answer that leaves may differ from the one that came.
+    deltas: Vec<Delta>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +54,14 @@ pub(super) struct Stream {
     form: Form,
     mode: OutputMode,
     decoder: Decoder,
+    /// As it came.
     pub(super) answer: Answer,
+    /// As it left.
+    shown: Answer,
     windows: Windows,
+    /// How far the guard has read, and how far it will have once the call in flight has passed.
+    read: Marks,
+    reading: Option<Passage>,
     held: VecDeque<Held>,
     held_bytes: usize,
     /// May leave.
@@ -58,6 +70,7 @@ pub(super) struct Stream {
     texts: u64,
     asked: u64,
     passed: u64,
+    /// What the call in flight asked.
     prompt: Option<String>,
     /// Something left, so the head is out.
     pub(super) released: bool,
@@ -67,6 +80,8 @@ pub(super) struct Stream {
     /// Nothing of the provider's leaves any more: blocked, or failed.
     pub(super) cut: bool,
     pub(super) first_text_us: Option<u64>,
+    /// When something was last made ready; 0 before the first bytes.
+    quiet_since_us: u64,
 }
 
 /// What a step found.
@@ -79,16 +94,24 @@ pub(super) enum Found {
     Failed,
     /// More text than may wait.
     Overflow,
+    /// The client has its ending and the provider goes on: its connection is to be cut.
+    Abandoned,
 }
+
+/// How long a client that waits for a verdict goes without a byte.
+const KEEP_ALIVE_US: u64 = 5_000_000;
 
 impl Stream {
     pub(super) fn new(form: Form, mode: OutputMode, window_tokens: Vec<u32>) -> Self {
-        let sizes = if mode == OutputMode::Full { Vec::new() } else { window_tokens };
+        let sizes = if mode == OutputMode::Full { vec![FULL_WINDOW_TOKENS] } else { window_tokens };
         Self {
             form,
             mode,
             decoder: Decoder::default(),
             answer: Answer::default(),
+            shown: Answer::default(),
+            read: Marks::default(),
+            reading: None,
             windows: Windows::new(sizes),
             held: VecDeque::new(),
             held_bytes: 0,
@@ -102,6 +125,7 @@ impl Stream {
             ended: false,
             cut: false,
             first_text_us: None,
+            quiet_since_us: 0,
         }
     }
 
@@ -118,32 +142,51 @@ impl Stream {
     pub(super) fn feed(&mut self, bytes: &[u8], ends: bool, now_us: u64) -> Found {
         self.ended |= ends;
         if self.cut {
-            return Found::Nothing;
+            // What was made ready leaves with this call; the provider is cut off with the next.
+            let gone = self.ready.is_empty() && !ends;
+            return if gone { Found::Abandoned } else { Found::Nothing };
         }
         let mut decoder = core::mem::take(&mut self.decoder);
         let mut failed = false;
-        let fed = decoder.feed(bytes, |event| failed |= !self.cut && self.on_event(event, now_us).is_err());
+        let fed = decoder.feed(bytes, |event| failed = failed || self.on_event(event, now_us).is_err());
         if ends && let Some(event) = decoder.finish() {
-            failed |= self.on_event(event, now_us).is_err();
+            failed = failed || self.on_event(event, now_us).is_err();
         }
         self.decoder = decoder;
-        if failed || fed.is_err() {
-            return Found::Failed;
-        }
-        if ends && !self.done && !self.answer.is_finished() {
-            // Cut off in the middle: never a silent, clean end.
-            return Found::Failed;
-        }
         self.release();
+        // Cut off in the middle: never a silent, clean end.
+        let broken_off = ends && !self.done && !self.answer.is_finished();
+        if failed || fed.is_err() || broken_off {
+            return Found::Failed;
+        }
         if self.held_bytes > MAX_HELD_BYTES {
             return Found::Overflow;
         }
+        self.keep_alive(now_us);
         self.due()
     }
 
+    /// A comment instead of text that still waits. It says nothing of the answer, and only follows a head that is out or
+    /// due: the first one leaves no earlier than [`KEEP_ALIVE_US`] after the provider's.
+    fn keep_alive(&mut self, now_us: u64) {
+        if !self.ready.is_empty() || self.quiet_since_us == 0 {
+            self.quiet_since_us = now_us;
+        } else if self.judges()
+            && !self.windows.is_in_flight()
+            && now_us.saturating_sub(self.quiet_since_us) >= KEEP_ALIVE_US
+        {
+            self.quiet_since_us = now_us;
+            self.ready.extend_from_slice(b": keep-alive\n\n");
+        }
+    }
+
     fn due(&self) -> Found {
-        let ending = self.ended || self.done || self.answer.is_finished();
-        if self.judges() && self.windows.is_due(ending) { Found::Due } else { Found::Nothing }
+        if self.judges() && self.windows.is_due(self.is_ending()) { Found::Due } else { Found::Nothing }
+    }
+
+    /// Nothing with text follows.
+    fn is_ending(&self) -> bool {
+        self.ended || self.done || self.answer.is_finished()
     }
 
     fn on_event(&mut self, event: Event, now_us: u64) -> Result<(), ()> {
@@ -168,17 +211,15 @@ impl Stream {
                 Ok(())
             }
             Chunk::Deltas { deltas, usage, model } => {
-                if self.answer.usage.is_none() || usage.is_some() {
-                    self.answer.usage = usage.or(self.answer.usage);
-                }
-                self.on_deltas(event, &deltas, usage.is_some(), model.as_deref(), now_us);
+                self.answer.usage = usage.or(self.answer.usage);
+                self.on_deltas(event, deltas, usage.is_some(), model.as_deref(), now_us);
                 Ok(())
             }
         }
     }
 
-    fn on_deltas(&mut self, event: Event, deltas: &[Delta], usage: bool, model: Option<&str>, now_us: u64) {
-        for delta in deltas {
+    fn on_deltas(&mut self, event: Event, deltas: Vec<Delta>, usage: bool, model: Option<&str>, now_us: u64) {
+        for delta in &deltas {
             self.answer.add(delta);
         }
         let has_text = deltas.iter().any(Delta::has_text);
@@ -194,34 +235,29 @@ impl Stream {
             Form::Chat => {
                 let text: String =
                     deltas.iter().filter(|delta| delta.choice == 0).map(|delta| &*delta.content).collect();
-                if text.is_empty() {
-                    if has_text {
-                        self.count_text(deltas, now_us);
-                    }
-                    return;
-                }
-                chat::write_piece(&text)
+                if text.is_empty() { Vec::new() } else { chat::write_piece(&text) }
             }
         };
         if has_text {
-            self.push(bytes, Kind::Text);
-            self.count_text(deltas, now_us);
+            self.push_with(bytes, Kind::Text, deltas);
+            self.texts = self.texts.saturating_add(1);
+            self.first_text_us = self.first_text_us.or(Some(now_us));
         } else {
-            self.push(bytes, if finishes || usage { Kind::Terminal } else { Kind::Quiet });
-        }
-    }
-
-    fn count_text(&mut self, deltas: &[Delta], now_us: u64) {
-        self.texts = self.texts.saturating_add(1);
-        self.first_text_us = self.first_text_us.or(Some(now_us));
-        for delta in deltas.iter().filter(|delta| delta.has_text()) {
-            self.windows.token(&delta.content);
+            self.push_with(bytes, if finishes || usage { Kind::Terminal } else { Kind::Quiet }, deltas);
         }
     }
 
     fn push(&mut self, bytes: Vec<u8>, kind: Kind) {
+        self.push_with(bytes, kind, Vec::new());
+    }
+
+    fn push_with(&mut self, bytes: Vec<u8>, kind: Kind, deltas: Vec<Delta>) {
+        if self.judges() {
+            deltas.iter().filter(|delta| delta.has_text()).for_each(|delta| self.windows.token(&delta.content));
+        }
         self.held_bytes = self.held_bytes.saturating_add(bytes.len());
-        self.held.push_back(Held { bytes, texts_before: self.texts, kind });
+        let deltas = if self.judges() { deltas } else { Vec::new() };
+        self.held.push_back(Held { bytes, texts_before: self.texts, kind, deltas });
     }
 
     /// Moves what may leave, in order.
@@ -230,6 +266,7 @@ impl Stream {
             if let Some(held) = self.held.pop_front() {
                 self.held_bytes = self.held_bytes.saturating_sub(held.bytes.len());
                 self.ready.extend_from_slice(&held.bytes);
+                held.deltas.iter().for_each(|delta| self.shown.add(delta));
             }
         }
     }
@@ -237,14 +274,22 @@ impl Stream {
     fn may_leave(&self, held: &Held) -> bool {
         match (self.mode, held.kind) {
             (OutputMode::Off, _) | (OutputMode::Async, Kind::Text | Kind::Quiet) => true,
+            (OutputMode::Full, _) => self.is_ending() && self.passed >= self.texts,
             (_, Kind::Text) => self.passed > held.texts_before,
             // The head leaves with the first byte, so the first byte of a held stream is a judged one.
-            (_, Kind::Quiet) => self.passed > 0 && self.passed >= held.texts_before,
+            // An answer without text has none: it leaves when it is over, or nothing would ever release it.
+            (_, Kind::Quiet) => (self.passed > 0 || self.ended || self.done) && self.passed >= held.texts_before,
             (_, Kind::Terminal) => self.passed >= held.texts_before,
         }
     }
 
-    /// The guard was asked about everything so far.
+    /// What the guard has to read now.
+    pub(super) fn passage(&mut self) -> Option<String> {
+        self.reading = passage::next(&self.answer, &self.read);
+        self.reading.as_ref().map(|passage| passage.text.clone())
+    }
+
+    /// The guard was asked about that.
     pub(super) fn asked(&mut self, prompt: String) {
         self.asked = self.texts;
         self.prompt = Some(prompt);
@@ -259,6 +304,11 @@ impl Stream {
     pub(super) fn passed(&mut self) -> Found {
         self.windows.answered();
         self.prompt = None;
+        let Some(passage) = self.reading.take() else { return self.due() };
+        self.read = passage.marks;
+        if !passage.is_complete {
+            return Found::Due;
+        }
         self.passed = self.asked;
         self.release();
         self.due()
@@ -268,10 +318,21 @@ impl Stream {
     pub(super) fn cut(&mut self, ending: &[u8]) {
         self.windows.answered();
         self.prompt = None;
+        self.reading = None;
         self.held.clear();
         self.held_bytes = 0;
+        if !self.released {
+            // What was ready has not left, and now never will.
+            self.ready.clear();
+            self.shown = Answer::default();
+        }
         self.ready.extend_from_slice(ending);
         self.cut = true;
+    }
+
+    /// What the client saw.
+    pub(super) const fn shown(&self) -> &Answer {
+        if self.judges() { &self.shown } else { &self.answer }
     }
 
     /// The end of a blocked stream in the client's form.
@@ -308,6 +369,16 @@ impl Stream {
         self.ended && self.held_bytes == 0
     }
 
+    /// Something of the answer still waits for a verdict.
+    pub(super) fn holds_back(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// Every text has passed, or none is judged.
+    pub(super) const fn is_judged(&self) -> bool {
+        !self.judges() || self.passed >= self.texts
+    }
+
     pub(super) fn waits(&self) -> bool {
         if self.ended {
             return !self.held.is_empty() && !self.cut;
@@ -315,7 +386,8 @@ impl Stream {
         if self.cut {
             return false;
         }
-        (self.holds() && self.windows.is_in_flight()) || (!self.released && self.ready.is_empty())
+        // What passed leaves although the next call is under way: slow verdicts must not hold back everything.
+        self.ready.is_empty() && (!self.released || (self.holds() && self.windows.is_in_flight()))
     }
 
     /// What leaves now.

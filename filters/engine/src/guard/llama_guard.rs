@@ -13,7 +13,7 @@ use super::{Category, Side, Verdict};
 use crate::conversation::{Role, Turn};
 
 /// Bytes of earlier turns that are shown as context; the judged message is always whole.
-const CONTEXT_BYTES: usize = 8_000;
+const CONTEXT_BYTES: usize = 6_000;
 
 const CATEGORIES: &str = "S1: Violent Crimes.\nS2: Non-Violent Crimes.\nS3: Sex Crimes.\nS4: Child Exploitation.\nS5: Defamation.\nS6: Specialized Advice.\nS7: Privacy.\nS8: Intellectual Property.\nS9: Indiscriminate Weapons.\nS10: Hate.\nS11: Self-Harm.\nS12: Sexual Content.\nS13: Elections.\nS14: Code Interpreter Abuse.\n";
 

@@ -1,4 +1,5 @@
 //! A small filter whose behaviour each stream chooses with the header `x-mode`.
+#![expect(clippy::disallowed_methods, reason = "drives the SDK as filters commonly do, panics and all")]
 
 use std::time::Duration;
 

@@ -1,0 +1,227 @@
+//! What verdicts do, call by call.
+
+use parapet_engine::flow::{Call, End};
+
+use crate::host::Worker;
+use crate::world::{JSON, Piece, SSE, answer, question, stream, whole};
+
+fn input(mode: &str, more: &str) -> Worker {
+    Worker::new(&format!(r#"{{"input_guard": {{"mode": "{mode}"{more}}}}}"#))
+}
+
+fn output(mode: &str, more: &str) -> Worker {
+    Worker::new(&format!(r#"{{"output_guard": {{"mode": "{mode}"{more}}}}}"#))
+}
+
+#[test]
+fn in_parallel_mode_the_request_goes_on_and_the_answer_waits() {
+    let mut worker = input("parallel", "");
+    let mut host = worker.ask(&question(false));
+    assert!(host.sent.is_some() && !host.flow.request_waits());
+    host.answers_with(JSON);
+    host.response_body(whole("x", "hi").as_bytes(), true);
+    assert!(!host.response.head_out);
+    host.verdict(Call::InputVerdict, "safe");
+    assert_eq!(host.text(), whole("m", "hi"));
+    assert_eq!(host.header("content-length"), Some(&*whole("m", "hi").len().to_string()));
+    let record = host.end(End::default());
+    let guard = record.input_guard.unwrap();
+    assert_eq!((&*guard.mode, &*guard.verdict, &*guard.action, guard.calls), ("parallel", "safe", "pass", 1));
+    assert_eq!((record.cost_nanousd, record.client_aborted), (19_000, false));
+}
+
+#[test]
+fn in_blocking_mode_or_where_the_request_acts_nothing_is_sent_before_the_verdict() {
+    let acts = r#"{"store":true,"messages":[{"role":"user","content":"hello"}]}"#;
+    for (mode, body) in [("blocking", &*question(false)), ("parallel", acts)] {
+        let mut worker = input(mode, "");
+        let mut host = worker.ask(body);
+        assert!(host.sent.is_none() && host.flow.request_waits(), "{mode}");
+        host.verdict(Call::InputVerdict, "safe");
+        assert!(host.sent.is_some() && !host.flow.request_waits());
+        assert_eq!(host.end(End::default()).input_guard.unwrap().mode, "blocking");
+    }
+}
+
+#[test]
+fn an_unsafe_input_is_refused_with_its_categories_in_every_phase() {
+    for phase in 0..4 {
+        let mut worker = input("parallel", "");
+        let mut host = worker.ask(&question(true));
+        if phase > 0 {
+            host.answers_with(SSE);
+        }
+        if phase > 1 {
+            host.response_body(&stream(&answer(&["a"]), "x"), phase > 2);
+        }
+        host.verdict(Call::InputVerdict, "unsafe");
+        assert!(host.reply.is_none() && host.waits_for(Call::InputCategories), "one token names no category");
+        host.verdict(Call::InputCategories, "unsafe\nS1,S10");
+        assert_eq!(host.refused(), (403, "content_blocked".to_owned()));
+        let body = String::from_utf8(host.reply.clone().unwrap().body).unwrap();
+        assert!(body.contains(r#""categories":["S1","S10"]"#), "{body}");
+        assert_eq!(host.reply_header("x-should-retry"), Some("false"));
+        let record = host.end(End::default());
+        assert_eq!(record.input_guard.unwrap().calls, 2);
+        assert_eq!((record.status, record.reason.as_deref()), (403, Some("content_blocked")));
+    }
+}
+
+#[test]
+fn a_categories_call_that_fails_excuses_nothing() {
+    let mut worker = input("parallel", r#", "on_failure": "open""#);
+    let mut host = worker.ask(&question(false));
+    host.verdict(Call::InputVerdict, "unsafe");
+    host.answer(Call::InputCategories, 504, b"");
+    assert_eq!(host.refused().0, 403);
+}
+
+#[test]
+fn a_guard_that_fails_closes_or_opens_as_the_policy_says() {
+    for (more, passes) in [("", false), (r#", "on_failure": "open""#, true)] {
+        for (status, body) in [(0, &b""[..]), (504, b"timeout"), (200, b"<html>"), (200, br#"{"choices":[]}"#)] {
+            let mut worker = input("blocking", more);
+            let mut host = worker.ask(&question(false));
+            host.answer(Call::InputVerdict, status, body);
+            assert_eq!(host.sent.is_some(), passes, "{status} {more}");
+            if !passes {
+                assert_eq!(host.refused(), (503, "guard_unavailable".to_owned()));
+            }
+            let guard = host.end(End::default()).input_guard.unwrap();
+            assert_eq!((&*guard.verdict, &*guard.action), ("failed", if passes { "flag" } else { "block" }));
+            assert_eq!(worker.ask(&question(false)).calls, 1, "a failure is not remembered");
+        }
+    }
+}
+
+#[test]
+fn a_remembered_verdict_costs_no_call_until_it_is_a_day_old() {
+    for (word, status) in [("safe", 0), ("unsafe\nS1", 403)] {
+        let mut worker = input("parallel", "");
+        let mut host = worker.ask(&question(false));
+        host.verdict(Call::InputVerdict, word);
+        host.end(End::default());
+        let mut host = worker.ask(&question(false));
+        assert_eq!((host.calls, host.reply.as_ref().map_or(0, |reply| reply.status)), (0, status));
+        assert_eq!(host.end(End::default()).input_guard.unwrap().calls, 0);
+        worker.now_us += 24 * 3600 * 1_000_000;
+        assert_eq!(worker.ask(&question(false)).calls, 1);
+    }
+}
+
+#[test]
+fn ignored_and_flagged_categories_let_pass() {
+    let mut worker = input("blocking", r#", "categories": {"flag": ["S6"], "ignore": ["S5"]}"#);
+    for (text, action) in [("unsafe\nS5", "pass"), ("unsafe\nS6", "flag"), ("unsafe\nS6,S1", "block")] {
+        let body = question(false).replace("hello", text.trim_start_matches("unsafe\n"));
+        let mut host = worker.ask(&body);
+        host.verdict(Call::InputVerdict, text);
+        assert_eq!(host.sent.is_some(), action != "block");
+        assert_eq!(host.end(End::default()).input_guard.unwrap().action, action);
+    }
+}
+
+#[test]
+fn a_blocked_json_answer_is_the_refusal_in_the_clients_form() {
+    for (path, body, expected) in [
+        ("/v1/chat/completions", question(false), r#""finish_reason":"content_filter""#),
+        ("/chat", r#"{"message":"hello"}"#.to_owned(), r#"{"answer":"I'm unable"#),
+    ] {
+        let mut worker = output("hold", "");
+        let mut host = worker.open();
+        host.request(path, &[], body.as_bytes());
+        host.answers_with(JSON);
+        host.response_body(whole("x", "secret").as_bytes(), true);
+        assert!(!host.response.head_out);
+        host.verdict(Call::OutputVerdict, "unsafe\nS2");
+        let text = host.text();
+        assert!(text.contains(expected) && !text.contains("secret"), "{text}");
+        assert_eq!(host.header("content-length"), Some(&*text.len().to_string()));
+        let record = host.end(End::default());
+        assert_eq!((record.status, record.reason.as_deref()), (200, Some("output_blocked")));
+        assert!(record.answers[0].content.starts_with("I'm unable"));
+        assert_eq!(record.usage.unwrap().completion, 5);
+    }
+}
+
+#[test]
+fn a_blocked_stream_ends_with_content_filter_and_done() {
+    for mode in ["hold", "full", "async"] {
+        let mut worker = output(mode, r#", "window_tokens": [2]"#);
+        let mut host = worker.ask(&question(true));
+        host.answers_with(SSE);
+        host.response_body(&stream(&answer(&["one", "two"]), "x"), true);
+        host.verdict(Call::OutputVerdict, "unsafe");
+        host.verdict(Call::OutputCategories, "unsafe\nS2");
+        let text = host.text();
+        assert!(!text.contains("one"), "not even where tokens flow: the head had not left");
+        assert!(text.contains(r#""finish_reason":"content_filter""#) && text.ends_with("data: [DONE]\n\n"), "{text}");
+        assert!(host.reply.is_some() || host.response.complete);
+        assert!(!text.contains(r#""finish_reason":"stop""#));
+        assert_eq!(host.end(End::default()).reason.as_deref(), Some("output_blocked"));
+    }
+}
+
+#[test]
+fn an_output_guard_that_fails_closed_ends_a_stream_without_done() {
+    let mut worker = output("hold", r#", "window_tokens": [1]"#);
+    let mut host = worker.ask(&question(true));
+    host.answers_with(SSE);
+    host.response_body(&stream(&answer(&["one"])[..2], "x"), false);
+    host.verdict(Call::OutputVerdict, "safe");
+    assert!(host.text().contains("one"));
+    host.response_body(&stream(&answer(&["two"])[1..2], "x"), false);
+    host.answer(Call::OutputVerdict, 504, b"");
+    let text = host.text();
+    assert!(text.contains("guard_unavailable") && !text.contains("[DONE]") && !text.contains("two"), "{text}");
+    host.response_body(&stream(&answer(&["three"])[1..], "x"), true);
+    assert_eq!(host.text(), text, "nothing follows");
+}
+
+#[test]
+fn an_output_guard_that_fails_closed_before_any_byte_is_a_503() {
+    for (content_type, body) in [(SSE, stream(&answer(&["one"]), "x")), (JSON, whole("x", "one").into_bytes())] {
+        let mut worker = output("hold", "");
+        let mut host = worker.ask(&question(true));
+        host.answers_with(content_type);
+        host.response_body(&body, true);
+        host.answer(Call::OutputVerdict, 0, b"");
+        assert_eq!(host.refused(), (503, "guard_unavailable".to_owned()));
+        host.end(End::default());
+    }
+}
+
+#[test]
+fn a_held_answer_without_text_is_released_when_it_ends() {
+    for mode in ["hold", "full", "async"] {
+        for reason in ["stop", "length", "content_filter"] {
+            let pieces = [Piece::Role, Piece::Comment, Piece::Finish(reason), Piece::Usage, Piece::Done];
+            let mut worker = output(mode, "");
+            let mut host = worker.ask(&question(true));
+            host.answers_with(SSE);
+            host.response_body(&stream(&pieces, "x"), true);
+            assert!(host.response.complete && !host.flow.response_waits(), "{mode} {reason}: nobody can wake it");
+            assert!(host.text().contains(reason));
+        }
+    }
+}
+
+#[test]
+fn what_passed_leaves_while_the_next_window_is_judged() {
+    let mut worker = output("hold", r#", "window_tokens": [2]"#);
+    let mut host = worker.ask(&question(true));
+    host.answers_with(SSE);
+    let words = ["w1", "w2", "w3", "w4", "w5", "w6"];
+    for piece in &answer(&words)[..5] {
+        host.response_body(&stream(core::slice::from_ref(piece), "x"), false);
+    }
+    host.verdict(Call::OutputVerdict, "safe");
+    assert!(host.waits_for(Call::OutputVerdict), "the next window was full already");
+    assert!(host.text().contains("w2") && !host.text().contains("w3"), "{}", host.text());
+    for piece in &answer(&words)[5..7] {
+        host.response_body(&stream(core::slice::from_ref(piece), "x"), false);
+    }
+    assert!(!host.text().contains("w3"));
+    host.verdict(Call::OutputVerdict, "safe");
+    assert!(host.text().contains("w4") && !host.text().contains("w5"), "{}", host.text());
+}

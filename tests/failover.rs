@@ -1,0 +1,363 @@
+//! vLLM first, OpenAI when vLLM is down, slow, full or lying about it; and what the client sees when nobody answers.
+
+mod support;
+
+use parapet::sim::SeenRequest;
+use serde_json::{Value, json};
+use support::{
+    ALIAS, ALICE, BOB, CHAT, Faults, MODEL, OPEN, OPENAI_KEY, OPENAI_MODEL, Stack, VLLM_KEY, ask, count, fault,
+    left_by_gateway, stream, with,
+};
+
+/// A way to fail, as (name, fault, status and outcome of the lost attempt as JSON and as SSE, whether it has to be cut).
+struct Case {
+    name: &'static str,
+    faults: Value,
+    json: (u16, &'static str),
+    sse: (u16, &'static str),
+    hangs: bool,
+}
+
+fn cases() -> Vec<Case> {
+    let case = |name, faults, json, sse| Case { name, faults, json, sse, hangs: false };
+    let hanging =
+        |name, faults| Case { name, faults, json: (0, "no_first_token"), sse: (0, "no_first_token"), hangs: true };
+    vec![
+        case("500", json!({"status": 500}), (500, "status"), (500, "status")),
+        case("503", json!({"status": 503}), (503, "status"), (503, "status")),
+        case("429", json!({"status": 429, "retry_after_s": 30}), (429, "status"), (429, "status")),
+        case("no quota", json!({"insufficient_quota": true}), (429, "status"), (429, "status")),
+        case("our key refused", json!({"status": 401}), (401, "status"), (401, "status")),
+        case("forbidden", json!({"status": 403}), (403, "status"), (403, "status")),
+        hanging("hang", json!({"hang": true})),
+        hanging("hang after the head", json!({"hang_after_headers": true})),
+        hanging("keep-alives only", json!({"keepalive_only": true})),
+        case("error first", json!({"error_event_first": true}), (500, "status"), (200, "error_event")),
+        case("empty", json!({"empty": true}), (200, "empty"), (200, "empty")),
+        case("malformed", json!({"malformed": true}), (200, "error_event"), (200, "error_event")),
+        case(
+            "an error in a 200",
+            json!({"status": 200, "body": "{\"error\":{\"message\":\"x\",\"code\":500}}"}),
+            (200, "error_event"),
+            (200, "error_event"),
+        ),
+        case(
+            "no JSON",
+            json!({"status": 200, "body": "<html>gateway</html>"}),
+            (200, "error_event"),
+            (200, "error_event"),
+        ),
+        case("cut off", json!({"cut_after": 0}), (0, "reset"), (0, "reset")),
+        case("ended early", json!({"no_finish_after": 0}), (200, "error_event"), (200, "empty")),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_vllm_does_wrong_before_its_first_token_openai_answers() {
+    let stack = Stack::builder().impatient().start().await;
+    let mut wrong = Vec::new();
+    for case in cases() {
+        for streams in [false, true] {
+            fault(stack.vllm(), serde_json::from_value(case.faults.clone()).unwrap());
+            stack.vllm().clear_requests();
+            stack.openai().clear_requests();
+            let record = answered_by_openai(&stack, case.name, streams).await;
+            let (status, outcome) = if streams { case.sse } else { case.json };
+            let lost = &record["attempts"][0];
+            if (lost["status"].as_u64(), lost["outcome"].as_str()) != (Some(status.into()), Some(outcome)) {
+                wrong.push(format!("{} (stream: {streams}): {status} {outcome} expected, {lost}", case.name));
+            }
+            if case.hangs {
+                left_by_gateway(stack.vllm()).await;
+            }
+        }
+    }
+    fault(stack.vllm(), Faults::default());
+    stack.assert_well().await;
+    assert!(wrong.is_empty(), "the record tells other outcomes:\n{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vllm_that_is_not_there_is_not_noticed() {
+    let mut stack = Stack::builder().impatient().start().await;
+    stack.stop_vllm().await;
+    for streams in [false, true] {
+        stack.openai().clear_requests();
+        let record = answered_by_openai(&stack, "refused", streams).await;
+        assert_eq!(record["attempts"][0]["outcome"], "reset");
+    }
+}
+
+/// One request as a client with an alias sends it; the record.
+async fn answered_by_openai(stack: &Stack, case: &str, streams: bool) -> Value {
+    let place = format!("{case} (stream: {streams})");
+    let body = with(ask("count to 5"), json!({"model": ALIAS, "stream": streams}));
+    let response = stack.chat(OPEN, &body).await;
+    assert_eq!(response.status, 200, "{place}: {:?}", response.headers);
+    assert_eq!(response.header("x-parapet-provider"), Some("openai"), "{place}");
+    assert_eq!(response.header("x-parapet-attempts"), Some("2"), "{place}");
+    assert_eq!(response.header("retry-after"), None, "{place}");
+    let trace = response.trace();
+    if streams {
+        let streamed = response.events().all().await;
+        assert_eq!(streamed.whole(), count(5), "{place}");
+        assert!(streamed.events.iter().all(|event| event["model"] == ALIAS), "{place}");
+    } else {
+        let body = response.into_json().await;
+        assert_eq!(
+            (&body["model"], &body["choices"][0]["message"]["content"]),
+            (&json!(ALIAS), &json!(count(5))),
+            "{place}"
+        );
+    }
+    let seen = stack.openai().requests();
+    assert_eq!(seen.len(), 1, "{place}");
+    let seen = &seen[0];
+    assert_eq!(seen.json()["model"], OPENAI_MODEL, "{place}");
+    assert_eq!(seen.header("authorization"), Some(&*format!("Bearer {OPENAI_KEY}")), "{place}");
+    assert_eq!(seen.header("content-length"), Some(&*seen.body.len().to_string()), "{place}");
+    assert!(!format!("{seen:?}").contains(VLLM_KEY), "{place}: vLLM's key");
+    let lost: Vec<SeenRequest> = stack.vllm_requests();
+    assert!(
+        lost.iter().all(|seen| seen.json()["model"] == MODEL && !format!("{seen:?}").contains(OPENAI_KEY)),
+        "{place}"
+    );
+
+    let record = stack.record(&trace).await;
+    let attempts = record["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 2, "{place}: {attempts:?}");
+    let told = |index: usize| (&attempts[index]["provider"], &attempts[index]["model"]);
+    assert_eq!(told(0), (&json!("vllm"), &json!(MODEL)), "{place}");
+    assert_eq!(told(1), (&json!("openai"), &json!(OPENAI_MODEL)), "{place}");
+    assert_eq!((&attempts[1]["status"], &attempts[1]["outcome"]), (&json!(200), &json!("ok")), "{place}");
+    assert!(attempts[0]["end_us"].as_u64() <= attempts[1]["start_us"].as_u64(), "{place}: {attempts:?}");
+    assert!(record.get("truncated").is_none(), "{place}");
+    record
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_at_fault_itself_is_not_tried_again() {
+    let stack = Stack::start().await;
+    for (status, shown, code) in
+        [(400, 400, "invalid_request"), (404, 404, "model_not_found"), (413, 413, "request_too_large")]
+    {
+        for streams in [false, true] {
+            fault(stack.vllm(), Faults { status: Some(status), ..Faults::default() });
+            let response = stack.chat(OPEN, &with(ask("x"), json!({"stream": streams}))).await;
+            let trace = response.trace();
+            response.into_error(shown, code).await;
+            let record = stack.record(&trace).await;
+            assert_eq!(record["attempts"].as_array().unwrap().len(), 1, "{status}: {record}");
+            assert_eq!((&record["status"], &record["reason"]), (&json!(shown), &json!(code)));
+        }
+    }
+    assert!(stack.openai().requests().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_nobody_answers_the_client_is_told_so_and_nothing_else() {
+    let mut stack = Stack::builder().impatient().start().await;
+    let table = [
+        (json!({"status": 500}), 502, "upstream_error"),
+        (json!({"status": 429}), 502, "upstream_error"),
+        (json!({"status": 503, "body": "internal: 10.0.0.7 is down"}), 502, "upstream_error"),
+        (json!({"status": 401}), 502, "upstream_error"),
+        (json!({"cut_after": 0}), 502, "upstream_error"),
+        (json!({"hang": true}), 504, "upstream_timeout"),
+    ];
+    for (faults, status, code) in table {
+        for streams in [false, true] {
+            for simulator in [stack.vllm(), stack.openai()] {
+                fault(simulator, serde_json::from_value(faults.clone()).unwrap());
+            }
+            let response = stack.chat(OPEN, &with(ask("x"), json!({"stream": streams}))).await;
+            refused_without_detail(&stack, response, status, code, &format!("{faults} (stream: {streams})")).await;
+        }
+    }
+    stack.stop_vllm().await;
+    stack.stop_openai().await;
+    for streams in [false, true] {
+        let response = stack.chat(OPEN, &with(ask("x"), json!({"stream": streams}))).await;
+        refused_without_detail(&stack, response, 502, "upstream_error", "both refused").await;
+    }
+}
+
+async fn refused_without_detail(stack: &Stack, response: support::Response, status: u16, code: &str, place: &str) {
+    assert_eq!(response.status, status, "{place}: {:?}", response.headers);
+    let head = format!("{:?}", response.headers);
+    let trace = response.trace();
+    let error = response.into_error(status, code).await;
+    let told = format!("{head} {error}").to_ascii_lowercase();
+    for internal in ["127.0.0.1", "10.0.0.7", "connect", "reset", "upstream request", "x-envoy", "wasm", "sk-"] {
+        assert!(!told.contains(internal), "{place}: {internal} in {told}");
+    }
+    let record = stack.record(&trace).await;
+    let attempts = record["attempts"].as_array().unwrap();
+    let providers: Vec<&str> = attempts.iter().map(|attempt| attempt["provider"].as_str().unwrap()).collect();
+    assert_eq!(providers, ["vllm", "openai"], "{place}: {record}");
+    assert!(attempts.iter().all(|attempt| attempt["outcome"] != "ok"), "{place}: {record}");
+    assert_eq!((&record["status"], &record["reason"]), (&json!(status), &json!(code)), "{place}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_answer_of_the_last_provider_beats_none() {
+    let stack = Stack::builder().impatient().start().await;
+    fault(stack.vllm(), Faults { hang: true, ..Faults::default() });
+    fault(stack.openai(), Faults { first_token_ms: Some(900), ..Faults::default() });
+    let streamed = stack.chat(OPEN, &stream("count to 5")).await.events().all().await;
+    assert_eq!(streamed.whole(), count(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_fails_in_its_middle_never_ends_as_a_good_one() {
+    let stack = Stack::start().await;
+    // Twenty tokens: with each policy some of them have left.
+    for key in [OPEN, BOB, ALICE] {
+        for name in ["error_event_after", "no_finish_after", "cut_after"] {
+            fault(stack.vllm(), serde_json::from_value(json!({name: 20, "token_ms": 2})).unwrap());
+            let place = format!("{key} {name}");
+            let response = stack.chat(key, &stream("count to 100")).await;
+            let (trace, attempts) = (response.trace(), response.header("x-parapet-attempts").map(str::to_owned));
+            let streamed = response.events().all().await;
+            assert!(!streamed.done, "{place}: [DONE]");
+            assert!(streamed.finish_reasons().is_empty(), "{place}");
+            if name != "cut_after" {
+                let error = streamed.error().unwrap_or_else(|| panic!("{place}: no error event: {streamed:?}"));
+                assert_eq!((&error["code"], streamed.end.is_ok()), (&json!("upstream_error"), true), "{place}");
+            } else {
+                assert!(streamed.end.is_err() || streamed.error().is_some(), "{place}: a clean end: {streamed:?}");
+            }
+            let text = streamed.text();
+            assert!(!text.is_empty() && count(20).starts_with(&text), "{place}: {text}");
+            assert_eq!(attempts.as_deref(), Some("1"), "{place}");
+            let record = stack.record(&trace).await;
+            assert!(record.get("cache").and_then(|cache| cache.get("store_s")).is_none(), "{place}: {record}");
+            if name != "cut_after" {
+                assert_eq!(
+                    (&record["truncated"], record.get("client_aborted")),
+                    (&json!(true), None),
+                    "{place}: {record}"
+                );
+            }
+        }
+    }
+    assert!(stack.openai().requests().is_empty(), "the first token was out: nobody else is asked");
+    // Nothing of it was kept.
+    fault(stack.vllm(), Faults::default());
+    let again = stack.alice(&stream("count to 100")).await;
+    assert_eq!(again.header("cache-status"), Some("parapet; fwd=miss"));
+    assert_eq!(again.events().all().await.whole(), count(100));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_stream_that_breaks_off_before_its_first_verdict_is_an_error_answer() {
+    let stack = Stack::start().await;
+    for name in ["error_event_after", "no_finish_after", "cut_after"] {
+        for tokens in [1, 3, 7] {
+            fault(stack.vllm(), serde_json::from_value(json!({name: tokens, "token_ms": 2})).unwrap());
+            let response = stack.alice(&stream("count to 100")).await;
+            let place = format!("{name} {tokens}: {:?}", response.headers);
+            assert!(response.header("x-parapet-trace-id").is_some(), "not the gateway's own answer: {place}");
+            assert_eq!(response.status, 502, "{place}");
+            response.into_error(502, "upstream_error").await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_connection_is_told_from_a_client_that_left() {
+    let stack = Stack::start().await;
+    for key in [OPEN, BOB, ALICE] {
+        fault(stack.vllm(), Faults { cut_after: Some(20), token_ms: Some(2), ..Faults::default() });
+        let response = stack.chat(key, &stream("count to 100")).await;
+        let trace = response.trace();
+        response.events().all().await;
+        let record = stack.record(&trace).await;
+        assert_eq!((&record["truncated"], record.get("client_aborted")), (&json!(true), None), "{key}: {record}");
+
+        fault(stack.vllm(), Faults { token_ms: Some(20), ..Faults::default() });
+        let response = stack.chat(key, &stream("count to 1000")).await;
+        let trace = response.trace();
+        let mut events = response.events();
+        assert!(events.next().await.unwrap().is_some());
+        drop(events);
+        let record = stack.record(&trace).await;
+        assert_eq!((record.get("truncated"), &record["client_aborted"]), (None, &json!(true)), "{key}: {record}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_provider_whose_stream_begins_with_rubbish_or_an_error_is_no_answer() {
+    let stack = Stack::start().await;
+    for faults in [json!({"error_event_first": true}), json!({"malformed": true})] {
+        for streams in [false, true] {
+            for simulator in [stack.vllm(), stack.openai()] {
+                fault(simulator, serde_json::from_value(faults.clone()).unwrap());
+            }
+            let response = stack.chat(OPEN, &with(ask("x"), json!({"stream": streams}))).await;
+            let place = format!("{faults} (stream: {streams})");
+            refused_without_detail(&stack, response, 502, "upstream_error", &place).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_cannot_steer_the_failover() {
+    let stack = Stack::start().await;
+    fault(stack.vllm(), Faults { status: Some(500), ..Faults::default() });
+    let request = stack.post(CHAT).key(OPEN).json(&ask("Hello")).header("x-envoy-max-retries", "0");
+    let response = request.header("x-envoy-retry-on", "gateway-error").send().await;
+    assert_eq!((response.status, response.header("x-parapet-provider")), (200, Some("openai")));
+    fault(stack.vllm(), Faults::default());
+    for name in ["x-parapet-cluster", "x-parapet-provider"] {
+        let request = stack.post(CHAT).key(OPEN).json(&ask("Hello")).header(name, "only_openai");
+        assert_eq!(request.send().await.header("x-parapet-provider"), Some("vllm"), "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guards_and_quota_do_not_get_in_the_way_of_failover() {
+    let stack = Stack::builder().impatient().start().await;
+    for (key, streams) in [(ALICE, false), (ALICE, true), (BOB, false), (BOB, true)] {
+        fault(stack.vllm(), Faults { hang: true, ..Faults::default() });
+        let body = with(ask("count to 30"), json!({"stream": streams, "seed": streams}));
+        let response = stack.chat(key, &body).await;
+        assert_eq!((response.status, response.header("x-parapet-attempts")), (200, Some("2")));
+        if streams {
+            assert_eq!(response.events().all().await.whole(), count(30));
+        } else {
+            assert_eq!(response.into_json().await["choices"][0]["message"]["content"], count(30));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_gets_exactly_one_well_formed_answer_whatever_fails() {
+    let stack = Stack::builder().impatient().start().await;
+    let faults = [
+        json!({"status": 500, "random": 0.5, "seed": 1}),
+        json!({"cut_after": 0, "random": 0.5, "seed": 2}),
+        json!({"error_event_first": true, "random": 0.5, "seed": 3}),
+        json!({"empty": true, "random": 0.5, "seed": 4}),
+    ];
+    for faults in faults {
+        fault(stack.vllm(), serde_json::from_value(faults.clone()).unwrap());
+        let requests = (0..40).map(|index| {
+            let stack = &stack;
+            async move {
+                let response = stack.chat(OPEN, &with(ask("count to 5"), json!({"stream": index % 2 == 0}))).await;
+                let attempts = response.header("x-parapet-attempts").unwrap().to_owned();
+                if index % 2 == 0 {
+                    assert_eq!(response.events().all().await.whole(), count(5));
+                } else {
+                    assert_eq!(response.into_json().await["choices"][0]["message"]["content"], count(5));
+                }
+                attempts
+            }
+        });
+        let attempts = futures_util::future::join_all(requests).await;
+        let retried = attempts.iter().filter(|attempts| *attempts == "2").count();
+        assert!((5..=35).contains(&retried), "{faults}: {retried} of 40");
+    }
+    stack.assert_well().await;
+}
