@@ -81,7 +81,7 @@ class Bench:
             quiet = [each for each in taken if max(slice["foreign"] for slice in each.values()) <= QUIET]
             if len(quiet) >= rounds:
                 break
-        used = quiet if len(quiet) >= 2 else taken
+        used = quiet if len(quiet) >= min(2, rounds) else taken
         figures = {}
         for name, _, _ in subjects:
             median = {field: statistics.median(each[name][field] for each in used) for field in (

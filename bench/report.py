@@ -6,7 +6,7 @@ from xml.sax.saxutils import escape
 
 
 def targets(figures):
-    """(what, value, unit, limit, how): `docs` of each number that Parapet has set itself."""
+    """(what, value, unit, limit, how) of each number that Parapet has set itself."""
     whole, single = figures["json16"]["whole"], figures["json1"]["whole"]
     memory = figures["memory"]
     per_stream = memory["open"]["kib_per_stream"] - memory["bare"]["kib_per_stream"]

@@ -44,7 +44,7 @@ fn one(config: &Config, memory: &mut Memory, key: &str, chunks: Option<u64>, see
         flow.step(event, &mut Context { config, memory, now_us: 1_767_225_600_000_000 + seed, effects: &mut effects });
         // The quota says yes, as the shell would.
         let asked = effects.iter().find_map(|effect| match effect {
-            Effect::Reserve { limits, tokens, .. } => Some((limits.clone(), *tokens)),
+            Effect::Reserve { limits, tokens, .. } => Some((*limits, *tokens)),
             _ => None,
         });
         if let Some((limits, tokens)) = asked {
