@@ -158,7 +158,7 @@ impl Audit {
             policy: record.policy.clone(),
             guard_model: guard.model.clone(),
             latency_ms: latency_us.map(|us| us as f64 / 1e3),
-            text_hmac: guard.text_sha256.as_ref().map(|hash| self.key.hmac(hash.as_bytes())),
+            text_hmac: guard.text_digest.as_ref().map(|hash| self.key.hmac(hash.as_bytes())),
         }
     }
 

@@ -12,7 +12,7 @@ fn record(n: u32, side: &str, verdict: &str, action: &str) -> Line {
     });
     record[format!("{side}_guard")] = json!({
         "verdict": verdict, "action": action, "categories": ["S1"], "score": 0.9, "model": "llama-guard",
-        "start_us": 1_000_000, "end_us": 1_050_500, "text_sha256": "ab".repeat(32),
+        "start_us": 1_000_000, "end_us": 1_050_500, "text_digest": "ab".repeat(32),
     });
     line::parse(line::tests::line(&record.to_string()).as_bytes()).unwrap().0
 }

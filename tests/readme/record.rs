@@ -25,7 +25,7 @@ fn whole() -> Record {
         calls: 1,
         start_us: Some(1),
         end_us: Some(1),
-        text_sha256: some(),
+        text_digest: some(),
     };
     let call = ToolCall { id: text(), name: text(), arguments: text() };
     Record {

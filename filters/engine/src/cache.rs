@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::answer::Answer;
 use crate::config;
-use crate::conversation::Conversation;
+use crate::conversation::{Conversation, TurnsDigest};
+use crate::digest::{Parts, hex};
 use crate::identity::Principal;
 use crate::record::{Answered, Usage};
 
@@ -40,7 +40,7 @@ impl Entry {
     }
 }
 
-/// SHA-256 over everything the answer depends on.
+/// BLAKE2b-256 over everything the answer depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key([u8; 32]);
 
@@ -48,25 +48,12 @@ impl Key {
     /// Nothing is shared between tenants, nor between policies (whose guards passed the answer). Streaming or not is no
     /// part: one entry replays as either. Parameters count in any order.
     #[must_use]
-    pub fn of(principal: &Principal, model: &str, conversation: &Conversation<'_>) -> Self {
-        let mut hash = Sha256::new();
-        let mut part = |bytes: &[u8]| {
-            hash.update(bytes.len().to_le_bytes());
-            hash.update(bytes);
-        };
+    pub fn of(principal: &Principal, model: &str, conversation: &Conversation<'_>, turns: &TurnsDigest) -> Self {
+        let mut hash = Parts::default();
         for text in [&*principal.tenant, &*principal.policy, model] {
-            part(text.as_bytes());
+            hash.add(text.as_bytes());
         }
-        if conversation.turns.iter().all(|turn| turn.media.is_empty() && turn.texts.len() == 1) {
-            for turn in &conversation.turns {
-                part(turn.role.name().as_bytes());
-                turn.texts.iter().for_each(|text| part(text.as_bytes()));
-            }
-        } else {
-            // Tool calls, names and media: their ids and order count too, so the messages are taken as they stand.
-            part(b"raw");
-            part(conversation.messages.get().as_bytes());
-        }
+        hash.add(&turns.0);
         let params: BTreeMap<&str, &str> = conversation
             .params
             .iter()
@@ -74,10 +61,10 @@ impl Key {
             .filter(|(key, _)| !IRRELEVANT.contains(key))
             .collect();
         for (key, value) in params {
-            part(key.as_bytes());
-            part(value.as_bytes());
+            hash.add(key.as_bytes());
+            hash.add(value.as_bytes());
         }
-        Self(hash.finalize().into())
+        Self(hash.finish())
     }
 }
 
@@ -90,11 +77,6 @@ impl core::fmt::Display for Key {
 /// Parameters that change nothing in the answer.
 const IRRELEVANT: [&str; 7] =
     ["user", "safety_identifier", "metadata", "prompt_cache_key", "service_tier", "store", "priority"];
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('0');
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0x0f)]).collect()
-}
 
 /// The request's `Cache-Control` (RFC 9111 §5.2.1), as far as it makes sense here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -173,7 +155,10 @@ mod tests {
     }
 
     fn key(tenant: &str, model: &str, body: &str) -> Key {
-        Key::of(&principal(tenant), model, &openai::read(body.as_bytes()).unwrap())
+        {
+            let conversation = openai::read(body.as_bytes()).unwrap();
+            Key::of(&principal(tenant), model, &conversation, &conversation.digest())
+        }
     }
 
     #[test]
@@ -199,6 +184,8 @@ mod tests {
             r#"{"messages":[{"role":"user","content":"hi "}],"seed":1}"#,
             r#"{"messages":[{"role":"system","content":"hi"}],"seed":1}"#,
             r#"{"messages":[{"role":"user","content":"hi"},{"role":"user","content":"hi"}],"seed":1}"#,
+            r#"{"messages":[{"role":"user","content":"hi"}],"seed":1,"assistant":7}"#,
+            r#"{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"7"}],"seed":1}"#,
             r#"{"messages":[{"role":"user","content":"hi","name":"x"}],"seed":1}"#,
             r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"},{"type":"image_url","image_url":{}}]}],"seed":1}"#,
         ] {

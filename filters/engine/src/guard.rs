@@ -8,9 +8,10 @@ pub mod window;
 use core::fmt;
 
 use serde::{Deserialize, Deserializer, de};
-use sha2::{Digest as _, Sha256};
 
 use crate::config::{Categories, OnFailure};
+use crate::conversation::TurnsDigest;
+use crate::digest::{Parts, hex};
 
 /// Which side of the conversation is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,19 +99,24 @@ pub fn decide(verdict: &Verdict, categories: &Categories, on_failure: OnFailure)
     }
 }
 
-/// What a remembered verdict depends on: the guard model, the threshold and the exact prompt it read.
+/// What a remembered verdict depends on: the turns (of which the prompt is made) and the threshold. The guard model is
+/// the same for as long as a worker's memory lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key([u8; 32]);
+pub struct Key {
+    turns: TurnsDigest,
+    threshold_bits: u64,
+}
 
 impl Key {
     #[must_use]
-    pub fn of(model: &str, threshold: f64, prompt: &str) -> Self {
-        let mut hash = Sha256::new();
-        for part in [model.as_bytes(), &threshold.to_le_bytes(), prompt.as_bytes()] {
-            hash.update(part.len().to_le_bytes());
-            hash.update(part);
-        }
-        Self(hash.finalize().into())
+    pub const fn of(turns: TurnsDigest, threshold: f64) -> Self {
+        Self { turns, threshold_bits: threshold.to_bits() }
+    }
+
+    /// For the audit log.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        hex(&self.turns.0)
     }
 }
 
@@ -124,10 +130,12 @@ pub struct Remembered {
 /// A day: as long as a verdict is taken for true without asking again.
 pub const REMEMBER_US: u64 = 24 * 3600 * 1_000_000;
 
-/// SHA-256 of a judged text in hexadecimal, for the audit log.
+/// The digest of a judged prompt in hexadecimal, for the audit log.
 #[must_use]
 pub fn text_digest(text: &str) -> String {
-    crate::cache::hex(&Sha256::digest(text.as_bytes()))
+    let mut hash = Parts::default();
+    hash.add(text.as_bytes());
+    hex(&hash.finish())
 }
 
 #[cfg(test)]

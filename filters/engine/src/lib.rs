@@ -9,6 +9,7 @@ pub mod cache;
 pub mod chat;
 pub mod config;
 pub mod conversation;
+mod digest;
 pub mod flow;
 pub mod guard;
 pub mod identity;

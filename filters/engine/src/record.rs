@@ -170,9 +170,10 @@ pub struct GuardRecord {
     /// The last verdict came in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_us: Option<u64>,
-    /// SHA-256 of the judged text, in hexadecimal; the sidecar keys it before it is written anywhere.
+    /// BLAKE2b-256 of what was judged, in hexadecimal, where the verdict was not simply safe; the audit log holds only an
+    /// HMAC of it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub text_sha256: Option<String>,
+    pub text_digest: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

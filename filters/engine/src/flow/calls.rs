@@ -109,7 +109,7 @@ impl Flow {
             let remembered = Remembered { verdict: verdict.clone(), at_us: context.now_us };
             context.memory.verdicts.insert(key, remembered, 64);
         }
-        if let Some(refusal) = self.apply_input_verdict(&mut exchange, &verdict, policy) {
+        if let Some(refusal) = self.apply_input_verdict(&mut exchange, &verdict, &key, policy) {
             let used = self.used_tokens(&exchange, true);
             self.settle(&exchange, used, context);
             return self.refuse(refusal, context);
@@ -122,11 +122,16 @@ impl Flow {
         &mut self,
         exchange: &mut Exchange,
         verdict: &Verdict,
+        key: &guard::Key,
         policy: &Policy,
     ) -> Option<Refusal> {
         let input = policy.input_guard.as_ref()?;
         let action = guard::decide(verdict, &input.categories, input.on_failure);
-        note_verdict(self.record.input_guard.get_or_insert_default(), verdict, &action);
+        let guard_record = self.record.input_guard.get_or_insert_default();
+        note_verdict(guard_record, verdict, &action);
+        if action != Action::Pass {
+            guard_record.text_digest = Some(key.digest());
+        }
         if action == Action::Flag {
             // What was let through against the guard's word is not kept for others.
             exchange.key = None;
@@ -215,6 +220,9 @@ impl Flow {
         guard_record.end_us = Some(context.now_us);
         let action = guard::decide(&verdict, &policy.categories, policy.on_failure);
         note_verdict(guard_record, &verdict, &action);
+        if action != Action::Pass {
+            guard_record.text_digest = Some(guard::text_digest(&prompt));
+        }
         if action == Action::Flag {
             exchange.key = None;
         }
@@ -238,7 +246,6 @@ impl Flow {
             start_us: Some(context.now_us),
             ..GuardRecord::default()
         });
-        guard_record.text_sha256 = Some(guard::text_digest(answer));
         count_call(Some(guard_record));
         push_guard_call(context, Call::OutputVerdict, &prompt, policy.map_or(0, |policy| policy.timeout_ms));
         prompt

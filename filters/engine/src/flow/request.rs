@@ -40,7 +40,23 @@ pub(super) enum WireName {
 #[derive(Debug)]
 pub(super) enum Plan {
     Replay(Box<cache::Entry>),
-    Proceed { prompt: Option<String>, judge_first: bool },
+    Proceed { question: Option<Question>, judge_first: bool },
+}
+
+/// The input guard's part of a plan.
+#[derive(Debug)]
+pub(super) struct Question {
+    key: guard::Key,
+    asked: Asked,
+}
+
+#[derive(Debug)]
+enum Asked {
+    /// Remembered: costs no call and no prompt.
+    Before(guard::Verdict),
+    Now {
+        prompt: String,
+    },
 }
 
 impl Flow {
@@ -182,7 +198,11 @@ impl Flow {
         let public_model = conversation.model.as_deref().unwrap_or(&model.name).to_owned();
 
         let cache_policy = policy.cache.as_ref().filter(|policy| cache::is_cacheable(policy, conversation));
-        let key = cache_policy.map(|_| cache::Key::of(&caller.principal, &model.name, conversation));
+        let input = policy.input_guard.as_ref().filter(|guard| guard.mode != InputMode::Off);
+        let turns = (cache_policy.is_some() || input.is_some()).then(|| conversation.digest());
+        let key = cache_policy
+            .and(turns.as_ref())
+            .map(|turns| cache::Key::of(&caller.principal, &model.name, conversation, turns));
         let entry = key.as_ref().filter(|_| caller.directives.may_read()).and_then(|key| {
             let entry = context.memory.answers.get(key)?;
             cache::is_fresh(entry, &caller.directives, context.now_us / 1_000_000).then(|| entry.clone())
@@ -191,8 +211,10 @@ impl Flow {
             return Err(not_cached());
         }
 
-        let input = policy.input_guard.as_ref().filter(|guard| guard.mode != InputMode::Off);
-        let prompt = input.filter(|_| entry.is_none()).map(|_| llama_guard::input_prompt(&conversation.turns));
+        let question = input.zip(turns).filter(|_| entry.is_none()).map(|(input, turns)| {
+            let key = guard::Key::of(turns, input.threshold);
+            Question { key, asked: asked(conversation, &key, context) }
+        });
         let judges_output =
             policy.output_guard.as_ref().is_some_and(|guard| guard.mode != crate::config::OutputMode::Off);
         let judge_first = input.is_some_and(|guard| guard.mode == InputMode::Blocking) || conversation.acts;
@@ -227,7 +249,7 @@ impl Flow {
             sent_us: None,
             principal: caller.principal,
         };
-        let plan = entry.map_or(Plan::Proceed { prompt, judge_first }, |entry| Plan::Replay(Box::new(entry)));
+        let plan = entry.map_or(Plan::Proceed { question, judge_first }, |entry| Plan::Replay(Box::new(entry)));
         if exchange.reservation.limited {
             context.effects.push(Effect::Reserve { bucket, limits: policy.limits, tokens });
             Ok(State::Reserving(Box::new(exchange), plan))
@@ -263,13 +285,13 @@ impl Flow {
 
     /// The callouts start together; without any the request goes on at once.
     fn proceed(&mut self, mut exchange: Box<Exchange>, plan: Plan, context: &mut Context<'_>) -> State {
-        let (prompt, judge_first) = match plan {
+        let (question, judge_first) = match plan {
             Plan::Replay(entry) => return self.replay(&exchange, &entry, context),
-            Plan::Proceed { prompt, judge_first } => (prompt, judge_first),
+            Plan::Proceed { question, judge_first } => (question, judge_first),
         };
         respond::note_cache(&mut self.record, &exchange, context.config);
-        if let Some(prompt) = prompt
-            && let Some(refusal) = self.ask_input_guard(&mut exchange, prompt, judge_first, context)
+        if let Some(question) = question
+            && let Some(refusal) = self.ask_input_guard(&mut exchange, question, judge_first, context)
         {
             self.settle(&exchange, 0, context);
             return self.refuse(refusal, context);
@@ -301,38 +323,41 @@ impl Flow {
         State::Exchanging(exchange)
     }
 
-    /// A verdict that is remembered costs no call.
     fn ask_input_guard(
         &mut self,
         exchange: &mut Exchange,
-        prompt: String,
+        question: Question,
         judge_first: bool,
         context: &mut Context<'_>,
     ) -> Option<Refusal> {
-        let config = context.config;
-        let policy = config.policy(&exchange.principal)?;
-        let (input, model) = (policy.input_guard.as_ref()?, config.guard.as_ref()?);
+        let policy = context.config.policy(&exchange.principal)?;
         let mut record = crate::record::GuardRecord {
             mode: if judge_first { "blocking" } else { "parallel" }.to_owned(),
-            model: model.model.clone(),
-            text_sha256: Some(guard::text_digest(&prompt)),
+            model: context.config.guard.as_ref().map(|guard| guard.model.clone()).unwrap_or_default(),
             ..Default::default()
         };
-        let key = guard::Key::of(&model.model, input.threshold, &prompt);
-        let remembered = context
-            .memory
-            .verdicts
-            .get(&key)
-            .filter(|known| context.now_us.saturating_sub(known.at_us) < guard::REMEMBER_US);
-        if let Some(known) = remembered.cloned() {
-            self.record.input_guard = Some(record);
-            return self.apply_input_verdict(exchange, &known.verdict, policy);
+        match question.asked {
+            Asked::Before(verdict) => {
+                self.record.input_guard = Some(record);
+                self.apply_input_verdict(exchange, &verdict, &question.key, policy)
+            }
+            Asked::Now { prompt } => {
+                record.verdict = "pending".to_owned();
+                record.start_us = Some(context.now_us);
+                self.record.input_guard = Some(record);
+                self.call_input_guard(exchange, prompt, question.key, judge_first, context);
+                None
+            }
         }
-        record.verdict = "pending".to_owned();
-        record.start_us = Some(context.now_us);
-        self.record.input_guard = Some(record);
-        self.call_input_guard(exchange, prompt, key, judge_first, context);
-        None
+    }
+}
+
+/// A verdict that is remembered needs no prompt.
+fn asked(conversation: &Conversation<'_>, key: &guard::Key, context: &mut Context<'_>) -> Asked {
+    let fresh = |known: &&guard::Remembered| context.now_us.saturating_sub(known.at_us) < guard::REMEMBER_US;
+    match context.memory.verdicts.get(key).filter(fresh) {
+        Some(known) => Asked::Before(known.verdict.clone()),
+        None => Asked::Now { prompt: llama_guard::input_prompt(&conversation.turns) },
     }
 }
 
