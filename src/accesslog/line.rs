@@ -107,7 +107,7 @@ fn parse_whole(bytes: &[u8]) -> Result<Line, Skipped> {
     if record_version == 0 {
         return Err(Skipped::UnknownVersion { line: envelope.v, record: 0 });
     }
-    if record.status == 0 {
+    if record.status == 0 && envelope.code >= 400 {
         // An answer that Envoy made after the filter had its last word (a connection that broke while it was held).
         record.status = envelope.code;
     }
@@ -143,11 +143,10 @@ pub(crate) mod tests {
         let good = format!(r#"{{"v":1,"id":"{ID}","api":"chat","messages":[{{"role":"user","content":"é\""}}]}}"#);
         let (parsed, start) = parse(line(&good).as_bytes()).unwrap();
         assert_eq!((parsed.id.to_string().as_str(), start, parsed.is_run()), (ID, 0, true));
-        assert_eq!(
-            (&*parsed.details, parsed.record.status),
-            ("via_upstream", 200),
-            "the code stands in for a status the filter never saw"
-        );
+        assert_eq!((&*parsed.details, parsed.record.status), ("via_upstream", 0));
+        let broken = line(&good).replace("200", "502");
+        let status = parse(broken.as_bytes()).unwrap().0.record.status;
+        assert_eq!(status, 502, "the code stands in for a status that the filter never saw");
 
         let skipped = |text: &str| parse(text.as_bytes()).unwrap_err();
         assert_eq!(skipped(&line("-")), Skipped::Unrecorded);

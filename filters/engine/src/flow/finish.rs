@@ -39,7 +39,7 @@ impl Flow {
         };
         let last_end = failed.iter().filter_map(|attempt| attempt.end_us).max();
         if let (Some(answering), Some(last_end)) = (self.record.attempts.first_mut(), last_end) {
-            if matches!(answering.outcome.as_str(), "ok" | "cut") {
+            if answering.outcome != "status" {
                 answering.start_us = answering.start_us.max(last_end);
             } else {
                 // The provider filter has noted this failure itself.
