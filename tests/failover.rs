@@ -192,7 +192,8 @@ async fn refused_without_detail(stack: &Stack, response: support::Response, stat
     let trace = response.header("x-parapet-trace-id").unwrap_or_default().to_owned();
     let error = response.into_error_at(status, code, place.to_owned()).await;
     let told = format!("{head} {error}").to_ascii_lowercase();
-    for internal in ["127.0.0.1", "10.0.0.7", "connect", "reset", "upstream request", "x-envoy", "wasm", "sk-"] {
+    for internal in ["127.0.0.1", "10.0.0.7", "connect", "reset", "upstream request", "x-envoy-upstream", "wasm", "sk-"]
+    {
         assert!(!told.contains(internal), "{place}: {internal} in {told}");
     }
     let record = stack.record(&trace).await;

@@ -10,19 +10,17 @@ use crate::record::{Answered, Attempt, Usage};
 impl Flow {
     pub(super) fn on_ended(&mut self, state: &State, end: &End<'_>, context: &mut Context<'_>) {
         self.record.end_us = context.now_us;
-        if let State::Exchanging(exchange) = state {
-            self.finish_exchange(exchange, context);
-        } else if let State::Reading(_) = state {
-            // Envoy may have answered itself: a timeout, a body beyond its own limit.
-            self.record.client_aborted = self.record.status == 0;
-        }
-        match end.details {
-            Some(details) if details.starts_with(b"downstream_remote_disconnect") => self.record.client_aborted = true,
-            Some(details) if details.starts_with(b"upstream_") && self.record.client_aborted => {
-                (self.record.client_aborted, self.record.truncated) = (false, true);
+        let details = end.details.unwrap_or_default();
+        match state {
+            State::Exchanging(exchange) if details.starts_with(b"upstream_") && !exchange.is_complete() => {
+                self.finish_broken(exchange, context);
             }
+            State::Exchanging(exchange) => self.finish_exchange(exchange, true, context),
+            // Envoy may have answered itself: a timeout, a body beyond its own limit.
+            State::Reading(_) => self.record.client_aborted = self.record.status == 0,
             _ => {}
         }
+        self.record.client_aborted |= details.starts_with(b"downstream_remote_disconnect");
         self.note_failed_attempts(end);
         if let Some(last) = self.record.attempts.last_mut() {
             last.first_token_us = last.first_token_us.or(self.record.first_token_us);
@@ -50,7 +48,22 @@ impl Flow {
         self.record.attempts = failed;
     }
 
-    pub(super) fn finish_exchange(&mut self, exchange: &Exchange, context: &mut Context<'_>) {
+    /// The provider's connection broke. Where nothing had left yet, Envoy has told the client 502.
+    fn finish_broken(&mut self, exchange: &Exchange, context: &mut Context<'_>) {
+        let progress = exchange.streaming().map_or(0, |stream| stream.answer.progress);
+        self.note_outcome(if progress > 0 { "cut" } else { "no_first_token" });
+        self.finish_exchange(exchange, false, context);
+        if self.record.client_aborted {
+            (self.record.client_aborted, self.record.truncated) = (false, true);
+        }
+        if self.record.status == 0 {
+            self.record.status = Reason::UpstreamError.status();
+            self.record.reason = Some(Reason::UpstreamError.code().to_owned());
+        }
+    }
+
+    /// `worked`: the provider was at it when the end came.
+    pub(super) fn finish_exchange(&mut self, exchange: &Exchange, worked: bool, context: &mut Context<'_>) {
         match &exchange.phase {
             Phase::Asking | Phase::Sent | Phase::Collecting(_) => self.record.client_aborted = true,
             Phase::Judging(whole) => {
@@ -84,7 +97,7 @@ impl Flow {
                 }
             }
         }
-        let used = self.used_tokens(exchange, true);
+        let used = self.used_tokens(exchange, worked);
         self.settle(exchange, used, context);
     }
 

@@ -67,7 +67,7 @@ impl Flow {
     }
 
     /// The answer whose head said 200 was none in the end.
-    fn note_outcome(&mut self, outcome: &str) {
+    pub(super) fn note_outcome(&mut self, outcome: &str) {
         if let Some(attempt) = self.record.attempts.last_mut() {
             outcome.clone_into(&mut attempt.outcome);
         }
@@ -272,7 +272,7 @@ impl Flow {
     /// Nothing has left yet: the blocked stream is a reply of our own, which ends cleanly and cuts the provider at once.
     fn reply_blocked(&mut self, exchange: &Exchange, body: Vec<u8>, context: &mut Context<'_>) -> State {
         self.record.status = 200;
-        self.finish_exchange(exchange, context);
+        self.finish_exchange(exchange, true, context);
         let mut headers = respond::answer_headers(&self.record, exchange);
         headers.push(("content-type", "text/event-stream".to_owned()));
         context.effects.push(Effect::Reply(Reply { status: 200, headers, body }));
