@@ -7,6 +7,7 @@ mod calls;
 mod exchange;
 mod finish;
 mod head;
+mod plan;
 mod request;
 mod respond;
 mod response;
@@ -161,7 +162,7 @@ enum State {
     /// The head is known and held; the body is awaited.
     Reading(Box<request::Caller>),
     /// The conversation is known; the quota is being asked.
-    Reserving(Box<Exchange>, request::Plan),
+    Reserving(Box<Exchange>, plan::Plan),
     Exchanging(Box<Exchange>),
     /// Answered by Parapet, or passed on to the sidecar: what follows is not touched.
     Settled,
