@@ -194,6 +194,27 @@ mod tests {
     }
 
     #[test]
+    fn messages_that_only_look_alike_have_keys_of_their_own() {
+        let with =
+            |message: &str| key("t", "m", &format!(r#"{{"messages":[{{"role":"user","content":"x"}},{message}]}}"#));
+        let alike = [
+            r#"{"role":"assistant","content":"f({})"}"#,
+            r#"{"role":"assistant","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]}"#,
+            r#"{"role":"tool","tool_call_id":"1","content":"f({})"}"#,
+            r#"{"role":"tool","tool_call_id":"2","content":"f({})"}"#,
+            r#"{"role":"user","content":[{"type":"image_url","text":"f({})","image_url":{"url":"a"}}]}"#,
+            r#"{"role":"user","content":[{"type":"image_url","text":"f({})","image_url":{"url":"b"}}]}"#,
+            r#"{"role":"user","content":"f({})"}"#,
+            r#"{"role":"developer","content":"f({})"}"#,
+            r#"{"role":"system","content":"f({})"}"#,
+        ];
+        let mut keys: Vec<String> = alike.iter().map(|message| with(message).to_string()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), alike.len());
+    }
+
+    #[test]
     fn cache_control_is_rfc_9111s() {
         let all = Directives { no_cache: true, no_store: true, only_if_cached: true, max_age_s: Some(60) };
         assert_eq!(Directives::parse(b"No-Cache, no-store,only-if-cached , max-age=60, foo=bar"), all);

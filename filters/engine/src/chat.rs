@@ -36,7 +36,7 @@ pub fn read(body: &[u8], stream: bool) -> Result<(Conversation<'_>, Option<Cow<'
         .map_err(|error| Refusal::new(Reason::InvalidRequest, format!("The message cannot be sent on: {error}.")))?;
     let conversation = Conversation {
         model: None,
-        turns: vec![Turn { role: Role::User, texts: vec![request.message], media: Vec::new() }],
+        turns: vec![Turn { role: Role::User, texts: vec![request.message], is_plain: true }],
         messages: Cow::Owned(messages),
         params: Vec::new(),
         stream,

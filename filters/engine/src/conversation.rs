@@ -32,8 +32,8 @@ pub struct Turn<'a> {
     pub role: Role,
     /// Every text of the message that the model will see, in order: content, names, tool calls' arguments.
     pub texts: Vec<Cow<'a, str>>,
-    /// Images, audio, files: what a text guard cannot judge and a cache key takes as it stands.
-    pub media: Vec<&'a str>,
+    /// It is its role and its one text, and nothing else about it matters.
+    pub is_plain: bool,
 }
 
 impl Turn<'_> {
@@ -76,13 +76,13 @@ impl Conversation<'_> {
     #[must_use]
     pub fn digest(&self) -> TurnsDigest {
         let mut hash = Parts::default();
-        if self.turns.iter().all(|turn| turn.media.is_empty() && turn.texts.len() == 1) {
+        if self.turns.iter().all(|turn| turn.is_plain) {
             for turn in &self.turns {
                 hash.add(turn.role.name().as_bytes());
                 turn.texts.iter().for_each(|text| hash.add(text.as_bytes()));
             }
         } else {
-            // Tool calls, names and media: their ids and order count too, so the messages are taken as they stand.
+            // Tool calls and their ids, names, media, the order of parts: the messages are taken as they stand.
             hash.add(b"raw");
             hash.add(self.messages.get().as_bytes());
         }

@@ -17,7 +17,7 @@ pub const MAX_TRIES: u32 = 60;
 /// The body of the call.
 #[must_use]
 pub fn request(guard: &GuardModel) -> Vec<u8> {
-    let turn = Turn { role: Role::User, texts: vec![Cow::Borrowed(TEXT)], media: Vec::new() };
+    let turn = Turn { role: Role::User, texts: vec![Cow::Borrowed(TEXT)], is_plain: true };
     llama_guard::verdict_request(&guard.model, &llama_guard::input_prompt(&[turn]))
 }
 

@@ -258,7 +258,7 @@ mod tests {
     use super::*;
 
     fn turn(role: Role, text: &str) -> Turn<'_> {
-        Turn { role, texts: vec![Cow::Borrowed(text)], media: vec![] }
+        Turn { role, texts: vec![Cow::Borrowed(text)], is_plain: true }
     }
 
     #[test]

@@ -67,6 +67,8 @@ struct Message<'a> {
     tool_calls: Option<Vec<Call<'a>>>,
     #[serde(borrow, default)]
     function_call: Option<Function<'a>>,
+    #[serde(borrow, default)]
+    tool_call_id: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -221,7 +223,14 @@ fn turn(index: usize, value: &RawValue) -> Result<Turn<'_>, Refusal> {
             ));
         }
     };
-    let mut turn = Turn { role, texts: Vec::with_capacity(1), media: Vec::new() };
+    let extras = message.name.is_some()
+        || message.reasoning_content.is_some()
+        || message.reasoning.is_some()
+        || message.refusal.is_some()
+        || message.tool_calls.is_some()
+        || message.function_call.is_some()
+        || message.tool_call_id.is_some();
+    let mut turn = Turn { role, texts: Vec::with_capacity(1), is_plain: !extras && message.role == role.name() };
     turn.texts.extend(message.name);
     turn.texts.extend(message.reasoning_content);
     turn.texts.extend(message.reasoning);
@@ -235,6 +244,7 @@ fn turn(index: usize, value: &RawValue) -> Result<Turn<'_>, Refusal> {
         turn.texts.extend(call.custom.map(|custom| Cow::Borrowed(custom.get())));
     }
     turn.texts.extend(message.function_call.map(function_text));
+    turn.is_plain &= turn.texts.len() == 1;
     Ok(turn)
 }
 
@@ -259,8 +269,10 @@ fn read_content<'a>(at: &str, content: &'a RawValue, turn: &mut Turn<'a>) -> Res
                     ("text" | "input_text" | "output_text" | "refusal", None, None) => {
                         return Err(invalid(format!("{at}[{i}].text"), format!("`{at}[{i}]` has no text.")));
                     }
-                    (_, None, None) => turn.media.push(raw.get()),
-                    (_, text, refusal) => turn.texts.extend([text, refusal].into_iter().flatten()),
+                    (kind, text, refusal) => {
+                        turn.is_plain &= kind == "text";
+                        turn.texts.extend([text, refusal].into_iter().flatten());
+                    }
                 }
             }
         }
@@ -341,7 +353,7 @@ mod tests {
                 (Role::Tool, "42".to_owned()),
             ]
         );
-        assert_eq!(conversation.turns[1].media.len(), 1);
+        assert!(conversation.turns.iter().all(|turn| !turn.is_plain), "each has more about it than a text");
         assert!(conversation.stream && conversation.include_usage && !conversation.acts);
         assert_eq!((conversation.max_tokens, conversation.choices), (Some(7), 1));
         let params: Vec<&str> = conversation.params.iter().map(|(key, _)| &**key).collect();
