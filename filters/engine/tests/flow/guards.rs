@@ -225,3 +225,20 @@ fn what_passed_leaves_while_the_next_window_is_judged() {
     host.verdict(Call::OutputVerdict, "safe");
     assert!(host.text().contains("w4") && !host.text().contains("w5"), "{}", host.text());
 }
+
+#[test]
+fn a_client_that_waits_long_for_a_verdict_gets_comments_and_nothing_else() {
+    let mut worker = output("full", "");
+    let mut host = worker.ask(&question(true));
+    host.answers_with(SSE);
+    let pieces = answer(&["one", "two", "three"]);
+    host.response_body(&stream(&pieces[..2], "x"), false);
+    assert_eq!(host.text(), "", "a short wait is silent");
+    host.worker.now_us += 6_000_000;
+    host.response_body(&stream(&pieces[2..3], "x"), false);
+    assert_eq!(host.text(), ": keep-alive\n\n");
+    host.response_body(&stream(&pieces[3..], "x"), true);
+    assert_eq!(host.text(), ": keep-alive\n\n");
+    host.verdict(Call::OutputVerdict, "safe");
+    assert!(host.text().contains("three") && host.text().ends_with("data: [DONE]\n\n"), "{}", host.text());
+}
