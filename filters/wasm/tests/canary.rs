@@ -1,0 +1,49 @@
+//! The guard's self-check at start.
+
+mod support;
+
+use parapet_testhost::{Host, Vm};
+use support::{PARALLEL, start};
+
+fn logged(host: &Host, text: &str) -> bool {
+    host.logs().iter().any(|(_, line)| line.contains(text))
+}
+
+fn answers(host: &Host, vm: &Vm, verdict: &str) {
+    vm.tick("gateway");
+    let callout = host.pending_callout("guard");
+    assert!(String::from_utf8_lossy(&callout.body).contains("pipe bomb"));
+    host.answer(&callout, 200, [], format!(r#"{{"choices":[{{"text":"{verdict}"}}]}}"#).as_bytes());
+}
+
+#[test]
+fn a_guard_that_calls_the_canary_safe_is_told_of_loudly_and_once() {
+    let (host, vm) = start(PARALLEL);
+    answers(&host, &vm, "safe");
+    assert!(logged(&host, "GUARD SELF-CHECK FAILED"));
+    vm.tick("gateway");
+    assert!(host.pending_callouts().is_empty());
+}
+
+#[test]
+fn a_guard_that_is_loading_is_asked_until_it_judges() {
+    let (host, vm) = start(PARALLEL);
+    for _ in 0..3 {
+        vm.tick("gateway");
+        let callout = host.pending_callout("guard");
+        host.answer_reset(&callout);
+        assert!(vm.tick_period("gateway").is_some_and(|period| period.as_secs() == 5));
+    }
+    answers(&host, &vm, "unsafe");
+    assert!(logged(&host, "self-check passed") && !logged(&host, "FAILED"));
+    assert_eq!(vm.tick_period("gateway"), None);
+}
+
+#[test]
+fn one_of_all_workers_asks() {
+    let (host, first) = start(PARALLEL);
+    let second = host.start_vm().expect("the same configuration");
+    first.tick("gateway");
+    second.tick("gateway");
+    assert_eq!(host.pending_callouts().len(), 1);
+}
