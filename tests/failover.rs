@@ -12,8 +12,8 @@ mod support;
 use parapet::sim::SeenRequest;
 use serde_json::{Value, json};
 use support::{
-    ALIAS, ALICE, BOB, CHAT, Faults, MODEL, OPEN, OPENAI_KEY, OPENAI_MODEL, Stack, VLLM_KEY, ask, count, fault,
-    left_by_gateway, stream, with,
+    ALIAS, ALICE, BOB, CHAT, Faults, MODEL, OPEN, OPENAI_KEY, OPENAI_MODEL, Stack, VLLM_KEY, ask, count, eventually,
+    fault, left_by_gateway, stream, with,
 };
 
 /// A way to fail, as (name, fault, status and outcome of the lost attempt as JSON and as SSE, whether it has to be cut).
@@ -211,6 +211,29 @@ async fn a_slow_answer_of_the_last_provider_beats_none() {
     fault(stack.openai(), Faults { first_token_ms: Some(900), ..Faults::default() });
     let streamed = stack.chat(OPEN, &stream("count to 5")).await.events().all().await;
     assert_eq!(streamed.whole(), count(5));
+    let whole = stack.chat(OPEN, &ask("count to 5")).await;
+    assert_eq!((whole.status, whole.header("x-parapet-provider")), (200, Some("openai")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_json_answer_that_is_late_at_the_first_provider_still_counts() {
+    let stack = Stack::builder().impatient().start().await;
+    fault(stack.vllm(), Faults { first_token_ms: Some(700), ..Faults::default() });
+    fault(stack.openai(), Faults { hang: true, ..Faults::default() });
+    let response = stack.chat(OPEN, &ask("count to 5")).await;
+    assert_eq!((response.status, response.header("x-parapet-provider")), (200, Some("vllm")));
+    let record = stack.record(&response.trace()).await;
+    let attempts: Vec<(&str, &str)> = record["attempts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|attempt| (attempt["provider"].as_str().unwrap(), attempt["outcome"].as_str().unwrap()))
+        .collect();
+    assert_eq!(attempts, [("vllm", "ok"), ("openai", "reset")]);
+    eventually("the loser is cut off", async || {
+        stack.openai().requests().first().filter(|request| request.disconnected()).map(|_| ())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -57,7 +57,9 @@ impl Builder {
         if self.impatient {
             let (before, rest) = text.split_once("first_token: {").unwrap();
             let (_, after) = rest.split_once('}').unwrap();
-            text = format!("{before}first_token: {{stream_ms: 300, json_ms: 300, per_token_ms: 0}}{after}");
+            text = format!(
+                "{before}first_token: {{stream_ms: 300, json_ms: 300, per_token_ms: 0, deadline_ms: 3000}}{after}"
+            );
         }
         let file = directory.join("envoy.yaml");
         std::fs::write(&file, text).unwrap();

@@ -106,6 +106,9 @@ pub struct FirstToken {
     pub json_ms: u64,
     #[serde(default = "defaults::per_token_ms")]
     pub per_token_ms: u64,
+    /// From its beginning to a JSON answer, all providers together.
+    #[serde(default = "defaults::deadline_ms")]
+    pub deadline_ms: u64,
 }
 
 impl Default for FirstToken {
@@ -114,6 +117,7 @@ impl Default for FirstToken {
             stream_ms: defaults::first_token_ms(),
             json_ms: defaults::first_token_ms(),
             per_token_ms: defaults::per_token_ms(),
+            deadline_ms: defaults::deadline_ms(),
         }
     }
 }
@@ -270,6 +274,9 @@ mod defaults {
     }
     pub(super) const fn first_token_ms() -> u64 {
         5_000
+    }
+    pub(super) const fn deadline_ms() -> u64 {
+        120_000
     }
     pub(super) const fn per_token_ms() -> u64 {
         15

@@ -183,12 +183,14 @@ pub struct Flow {
     /// Attempts as Envoy counted them; `None` before an answer came, and where Envoy is not configured to say.
     attempts: Option<u32>,
     was_sent: bool,
+    /// The answer is that of the first provider asked, whoever was asked beside it.
+    first_answered: bool,
 }
 
 impl Default for Flow {
     fn default() -> Self {
         let record = Record { v: record::VERSION, ..Record::default() };
-        Self { state: State::Start, record, attempts: None, was_sent: false }
+        Self { state: State::Start, record, attempts: None, was_sent: false, first_answered: false }
     }
 }
 

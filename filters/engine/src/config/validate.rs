@@ -10,6 +10,15 @@ pub(super) fn config(config: &Config) -> Result<(), ConfigError> {
     if config.max_request_bytes == 0 {
         return error("max_request_bytes", "expected at least 1");
     }
+    for (key, value) in [
+        ("stream_ms", config.first_token.stream_ms),
+        ("json_ms", config.first_token.json_ms),
+        ("deadline_ms", config.first_token.deadline_ms),
+    ] {
+        if value == 0 {
+            return error(format!("first_token.{key}"), "expected at least 1");
+        }
+    }
     providers(config)?;
     models(config)?;
     if let Some(guard) = &config.guard {

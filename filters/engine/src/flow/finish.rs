@@ -21,15 +21,16 @@ impl Flow {
             _ => {}
         }
         self.record.client_aborted |= details.starts_with(b"downstream_remote_disconnect");
-        self.note_failed_attempts(end);
-        if let Some(last) = self.record.attempts.last_mut() {
-            last.first_token_us = last.first_token_us.or(self.record.first_token_us);
-            last.end_us = last.end_us.or(Some(context.now_us));
+        if let Some(answering) = self.record.attempts.last_mut() {
+            answering.first_token_us = answering.first_token_us.or(self.record.first_token_us);
+            answering.end_us = answering.end_us.or(Some(context.now_us));
         }
+        self.note_failed_attempts(end);
         context.effects.push(Effect::Record(serde_json::to_vec(&self.record).unwrap_or_default()));
     }
 
-    /// Failed attempts came before the one that answered, which began when the last of them was over.
+    /// Attempts in the order of their beginning. One that answered began when the last failed one was over, unless it was
+    /// the first of all and others were only asked beside it.
     fn note_failed_attempts(&mut self, end: &End<'_>) {
         let Some(mut failed) = end.failed_attempts.and_then(|json| serde_json::from_slice::<Vec<Attempt>>(json).ok())
         else {
@@ -37,14 +38,15 @@ impl Flow {
         };
         let last_end = failed.iter().filter_map(|attempt| attempt.end_us).max();
         if let (Some(answering), Some(last_end)) = (self.record.attempts.first_mut(), last_end) {
-            if answering.outcome != "status" {
-                answering.start_us = answering.start_us.max(last_end);
-            } else {
+            if answering.outcome == "status" {
                 // The provider filter has noted this failure itself.
                 self.record.attempts.clear();
+            } else if !self.first_answered {
+                answering.start_us = answering.start_us.max(last_end);
             }
         }
         failed.append(&mut self.record.attempts);
+        failed.sort_by_key(|attempt| attempt.start_us);
         self.record.attempts = failed;
     }
 

@@ -89,6 +89,12 @@ pub(super) fn provider_head(exchange: &Exchange, body_bytes: usize, config: &Con
         ("x-parapet-cluster", cluster),
         ("x-envoy-upstream-rq-per-try-timeout-ms", exchange.try_ms.to_string()),
     ];
+    if !exchange.stream {
+        // A JSON answer shows no first token, so at its limit the next provider is asked beside this one, and the first
+        // answer counts: a slow one, of the last provider too, beats none.
+        headers.push(("x-envoy-hedge-on-per-try-timeout", "true".to_owned()));
+        headers.push(("x-envoy-upstream-rq-timeout-ms", config.first_token.deadline_ms.to_string()));
+    }
     headers.extend(exchange.request_id.clone().map(|id| ("x-request-id", id)));
     headers
 }

@@ -55,6 +55,8 @@ impl Flow {
         let Some(provider) = head.tag("x-parapet-provider") else { return };
         let model = context.config.models.get(exchange.model);
         let link = model.and_then(|model| model.chain.iter().find(|link| link.provider == provider));
+        let first = model.and_then(|model| model.chain.first());
+        self.first_answered = first.is_some_and(|first| first.provider == provider);
         self.record.attempts.push(Attempt {
             provider,
             model: link.map(|link| link.model.clone()).unwrap_or_default(),
