@@ -151,9 +151,9 @@ fn events(decoder: &mut Decoder, bytes: &[u8], ends: bool) -> Gate {
     let mut gate = Gate::Hold;
     let mut judge = |event: crate::sse::Event| {
         if gate == Gate::Hold
-            && let Some(data) = event.data
+            && let Some(data) = event.data()
         {
-            gate = first_event(&data);
+            gate = first_event(data);
         }
     };
     let fed = decoder.feed(bytes, &mut judge);

@@ -4,12 +4,36 @@
 //! several data lines, comments, a byte order mark, an event split anywhere, and (beyond the grammar) a last event
 //! without its empty line, as cut streams leave it.
 
-/// One event: the data lines joined by LF, and the bytes it came in, blank line included.
+use core::ops::Range;
+
+use memchr::memchr2;
+
+/// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// `None` when the block held only comments or other fields.
-    pub data: Option<Vec<u8>>,
+    /// The bytes it came in, blank line included.
     pub raw: Vec<u8>,
+    data: Data,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Data {
+    None,
+    /// One data line, as nearly always: where it stands in the event.
+    Within(Range<usize>),
+    Joined(Vec<u8>),
+}
+
+impl Event {
+    /// The data lines joined by LF; `None` when the block held only comments or other fields.
+    #[must_use]
+    pub fn data(&self) -> Option<&[u8]> {
+        match &self.data {
+            Data::None => None,
+            Data::Within(range) => self.raw.get(range.clone()),
+            Data::Joined(data) => Some(data),
+        }
+    }
 }
 
 /// An event of a server that never ends it would grow without end; no model's chunk comes near.
@@ -60,10 +84,10 @@ impl Decoder {
 
     fn event(&mut self, start: usize, end: usize) -> Event {
         let raw = self.pending.get(start..end).unwrap_or_default().to_vec();
-        let block = if self.started { &raw[..] } else { raw.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&raw) };
-        let data = data(block);
+        let skip = if !self.started && raw.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
+        let data = data(&raw, skip);
         self.started = true;
-        Event { data, raw }
+        Event { raw, data }
     }
 }
 
@@ -72,7 +96,7 @@ impl Decoder {
 /// A CR at the very end may be half of a CRLF: it ends nothing until the next byte is there.
 fn end_of_event(bytes: &[u8], from: usize) -> Option<usize> {
     let mut i = from;
-    while let Some(offset) = bytes.get(i..)?.iter().position(|&byte| byte == b'\n' || byte == b'\r') {
+    while let Some(offset) = memchr2(b'\n', b'\r', bytes.get(i..)?) {
         let first = after_line_end(bytes, i.saturating_add(offset))?;
         match bytes.get(first)? {
             b'\n' | b'\r' => return after_line_end(bytes, first),
@@ -92,23 +116,37 @@ fn after_line_end(bytes: &[u8], at: usize) -> Option<usize> {
     }
 }
 
-fn data(block: &[u8]) -> Option<Vec<u8>> {
-    let mut data: Option<Vec<u8>> = None;
-    for line in block.split(|&byte| byte == b'\n' || byte == b'\r') {
-        let value = match line.strip_prefix(b"data") {
-            Some([]) => &[][..],
-            Some([b':', b' ', value @ ..] | [b':', value @ ..]) => value,
-            _ => continue,
-        };
-        match &mut data {
-            None => data = Some(value.to_vec()),
-            Some(data) => {
-                data.push(b'\n');
-                data.extend_from_slice(value);
-            }
+fn data(block: &[u8], from: usize) -> Data {
+    let mut data = Data::None;
+    let mut start = from;
+    while let Some(rest) = block.get(start..).filter(|rest| !rest.is_empty()) {
+        let length = memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
+        let end = start.saturating_add(length);
+        if let Some(skip) = rest.get(..length).and_then(value_offset) {
+            let range = start.saturating_add(skip)..end;
+            data = match data {
+                Data::None => Data::Within(range),
+                Data::Within(first) => Data::Joined(join(block.get(first), block.get(range))),
+                Data::Joined(before) => Data::Joined(join(Some(&before), block.get(range))),
+            };
         }
+        start = end.saturating_add(1);
     }
     data
+}
+
+/// Where the value of a data line begins; `None` for any other line.
+fn value_offset(line: &[u8]) -> Option<usize> {
+    match line.strip_prefix(b"data")? {
+        [] => Some(4),
+        [b':', b' ', ..] => Some(6),
+        [b':', ..] => Some(5),
+        _ => None,
+    }
+}
+
+fn join(first: Option<&[u8]>, second: Option<&[u8]>) -> Vec<u8> {
+    [first.unwrap_or_default(), second.unwrap_or_default()].join(&b'\n')
 }
 
 #[cfg(test)]
@@ -126,7 +164,10 @@ mod tests {
     }
 
     fn datas(stream: &[u8]) -> Vec<Option<String>> {
-        decode(&[stream]).into_iter().map(|event| event.data.map(|data| String::from_utf8(data).unwrap())).collect()
+        decode(&[stream])
+            .into_iter()
+            .map(|event| event.data().map(|data| String::from_utf8(data.to_vec()).unwrap()))
+            .collect()
     }
 
     #[test]

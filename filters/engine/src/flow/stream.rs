@@ -190,7 +190,7 @@ impl Stream {
     }
 
     fn on_event(&mut self, event: Event, now_us: u64) -> Result<(), ()> {
-        let Some(data) = &event.data else {
+        let Some(data) = event.data() else {
             // A comment: keeps the connection alive while others wait, and waits for nobody.
             if matches!(self.form, Form::OpenAi { .. }) {
                 self.push(event.raw, Kind::Quiet);
@@ -231,8 +231,7 @@ impl Stream {
             Form::OpenAi { usage: wanted, .. } if deltas.is_empty() && usage && !wanted => return,
             Form::OpenAi { model: public, .. } => {
                 let renamed = model.is_some_and(|model| model != public);
-                let rewritten =
-                    event.data.as_deref().filter(|_| renamed).and_then(|data| openai::with_model(data, public));
+                let rewritten = event.data().filter(|_| renamed).and_then(|data| openai::with_model(data, public));
                 rewritten.unwrap_or(event.raw)
             }
             Form::Chat => {
