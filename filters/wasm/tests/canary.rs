@@ -1,5 +1,7 @@
 //! The guard's self-check at start.
 
+#![allow(clippy::expect_used, reason = "a helper of tests fails by panicking, as a test does")]
+
 mod support;
 
 use parapet_testhost::{Host, Vm};
