@@ -7,6 +7,7 @@ import os
 import subprocess
 
 OPEN, WHOLE, HOLD = "sk-demo-open", "sk-bench-whole", "sk-bench-hold"
+PARALLEL, ASYNC = "sk-bench-parallel", "sk-bench-async"
 
 # Limits that are counted and never reached.
 LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12}
@@ -14,7 +15,10 @@ GUARD = {"timeout_ms": 5000, "on_failure": "closed", "threshold": 0.5}
 POLICIES = {
     # Key, local quota, exact cache (every request is a miss), a verdict that is remembered, record, provider filter.
     WHOLE: {"limits": LIMITS, "cache": {"ttl_s": 3600}, "input_guard": {"mode": "parallel", **GUARD}},
+    # The windows as they are shipped.
     HOLD: {"output_guard": {"mode": "hold", "window_tokens": [8, 16, 32, 64], **GUARD}},
+    ASYNC: {"output_guard": {"mode": "async", "window_tokens": [8, 16, 32], **GUARD}},
+    PARALLEL: {"input_guard": {"mode": "parallel", **GUARD}},
 }
 
 
@@ -66,7 +70,7 @@ def bare(config):
 
 
 def gateway(config):
-    """As it is shipped, with two keys more, and without the sidecar: what is measured makes no call to it."""
+    """As it is shipped, with the keys of these policies, and without the sidecar: what is measured makes no call to it."""
     config = copy.deepcopy(config)
     for section in _sections(config):
         section.pop("sidecar", None)

@@ -8,8 +8,10 @@ import sys
 import time
 
 import configs
+import guards
+import guards_report
 import report
-from processes import ENVOY_CORE, RIG_CORE, Envoy, Rig, core_seconds, cpu_seconds, free_port, rss_kib
+from processes import ENVOY_CORE, RIG_CORE, Envoy, Rig, before_others, core_seconds, cpu_seconds, free_port, rss_kib
 
 # A slice in which others took more than this share of either core is taken again, if there is time.
 QUIET = 0.05
@@ -19,6 +21,8 @@ LENGTHS = {
     "quick": {"rounds": 3, "more": 0, "json": 1.0, "single": 0.7, "chunks": 1.0, "paced_rounds": 1},
 }
 
+MAKERS = {"bare": configs.bare, "gateway": configs.gateway}
+
 
 class Bench:
     def __init__(self, rig, out, lengths):
@@ -27,11 +31,10 @@ class Bench:
         self.envoys = {}
         self.broken = []
 
-    def start(self):
+    def start(self, *names):
         self.stop_envoys()
-        ports = [free_port() for _ in range(4)]
-        for name, make, listener, admin in (
-                ("bare", configs.bare, *ports[:2]), ("gateway", configs.gateway, *ports[2:])):
+        for name in names:
+            make, listener, admin = MAKERS[name], free_port(), free_port()
             config = configs.rendered(self.binary, self.rig.port, listener, admin, self.out)
             self.envoys[name] = Envoy(name, make(config), listener, admin, self.out)
 
@@ -40,8 +43,8 @@ class Bench:
             envoy.stop()
         self.envoys.clear()
 
-    def slice(self, envoy, key, during=None, **plan):
-        """One load on one Envoy."""
+    def load(self, envoy, key, during=None, **plan):
+        """One load on one Envoy: the rig's report, with what others took of the cores and what Envoy used."""
         cores = [core_seconds(core) for core in (ENVOY_CORE, RIG_CORE)]
         pids = [each.pid for each in self.envoys.values()]
         before = {pid: cpu_seconds(pid) for pid in (*pids, self.rig.pid)}
@@ -55,20 +58,25 @@ class Bench:
         foreign = [
             max(0.0, core_seconds(core) - core_before - own) / elapsed
             for core, core_before, own in zip((ENVOY_CORE, RIG_CORE), cores, seconds)]
+        envoy.empty_ledger()
+        return {**result, "foreign": max(foreign), "noted": noted, "cpu_seconds": used[envoy.pid]}
+
+    def slice(self, envoy, key, during=None, **plan):
+        """A load's figures by request or chunk."""
+        result = self.load(envoy, key, during, **plan)
         bad = result["failed"] + sum(count for status, count in result["statuses"].items() if status != "200")
         if bad or result["lost"]:
             self.broken.append(f"{envoy.name}, {plan}: {bad} bad answers, {result['lost']} chunks lost")
         # A request answered from the cache is no miss; the last one of a connection may have been left unanswered.
         if result["served"] < result["requests"]:
             self.broken.append(f"{envoy.name}, {plan}: {result['requests']} answers of which the model gave {result['served']}")
-        envoy.empty_ledger()
         units = result["chunks"] if plan.get("stream") else result["requests"]
-        user, system = used[envoy.pid]
+        user, system = result["cpu_seconds"]
         return {
             "per_second": units / (result["elapsed_us"] / 1e6), "cpu_us": (user + system) * 1e6 / max(units, 1),
             "user_us": user * 1e6 / max(units, 1), "p50_us": result["latency_us"]["p50"] or 0,
             "p99_us": result["latency_us"]["p99"] or 0, "chunk_p99_us": result["chunk_us"]["p99"] or 0, "late": result["late"],
-            "lost": result["lost"], "bad": bad, "verdicts": result["verdicts"], "foreign": max(foreign), "noted": noted}
+            "lost": result["lost"], "bad": bad, "verdicts": result["verdicts"], "foreign": result["foreign"], "noted": result["noted"]}
 
     def series(self, title, subjects, rounds, **plan):
         """Alternating slices. Figures are medians over the quiet rounds; those that compare are medians of each round's
@@ -146,7 +154,7 @@ def warm(bench):
 def run(bench):
     lengths = bench.lengths
     figures = {"alone": bench.alone()}
-    bench.start()
+    bench.start("bare", "gateway")
     figures["memory"] = {
         "bare": bench.memory(configs.OPEN, "bare"), "open": bench.memory(configs.OPEN, "gateway")}
     warm(bench)
@@ -176,27 +184,28 @@ def run(bench):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=LENGTHS)
+    parser.add_argument("mode", choices=[*LENGTHS, "guards"])
     parser.add_argument("--rig", required=True)
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     directory = os.path.join(arguments.out, "run")
     shutil.rmtree(directory, ignore_errors=True)
     os.makedirs(directory, mode=0o700)
-    bench = Bench(arguments.rig, directory, LENGTHS[arguments.mode])
+    first = arguments.mode == "guards" and before_others()
+    bench = Bench(arguments.rig, directory, LENGTHS.get(arguments.mode))
     begun = time.monotonic()
     try:
         with open("/proc/loadavg") as file:
             load = file.read().split()[0]
-        figures = run(bench)
+        figures = guards.run(bench) if arguments.mode == "guards" else run(bench)
     finally:
         bench.stop_envoys()
         bench.rig.stop()
         for name in os.listdir(directory):
             if name.endswith(".access.jsonl"):
                 os.remove(os.path.join(directory, name))
-    figures.update(mode=arguments.mode, load_at_start=float(load), seconds=time.monotonic() - begun)
-    report.write(figures, arguments.out)
+    figures.update(mode=arguments.mode, first=first, load_at_start=float(load), seconds=time.monotonic() - begun)
+    (guards_report if arguments.mode == "guards" else report).write(figures, arguments.out)
 
 
 if __name__ == "__main__":

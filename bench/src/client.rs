@@ -1,5 +1,6 @@
 //! The load's side of one connection: a request, its answer, the next request.
 
+use crate::guard::OFFENCE;
 use crate::http::{self, Chunked, Framing};
 use crate::load::{Outcome, Pace, Plan};
 use crate::messages::{STAMP, Stamp};
@@ -15,6 +16,15 @@ pub(crate) struct Client {
     /// The number that the next event should have.
     next: u32,
     done: bool,
+    /// The model's connection, as its last event told.
+    stream: usize,
+    /// When text was last read, and the longest time between two such reads.
+    text_us: Option<u64>,
+    stall_us: u64,
+    /// The offending event's number, once it was read.
+    offence: Option<u32>,
+    /// The answer ends with a refusal.
+    refused: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +45,19 @@ pub(crate) enum Next {
 
 impl Client {
     pub(crate) const fn new() -> Self {
-        Self { reading: Reading::Idle, sent_us: 0, status: 0, text: Vec::new(), next: 0, done: false }
+        Self {
+            reading: Reading::Idle,
+            sent_us: 0,
+            status: 0,
+            text: Vec::new(),
+            next: 0,
+            done: false,
+            stream: 0,
+            text_us: None,
+            stall_us: 0,
+            offence: None,
+            refused: false,
+        }
     }
 
     pub(crate) const fn is_idle(&self) -> bool {
@@ -43,8 +65,14 @@ impl Client {
     }
 
     pub(crate) fn sent(&mut self, now_us: u64) {
-        self.text.clear();
-        (self.reading, self.sent_us, self.next, self.done) = (Reading::Head, now_us, 0, false);
+        let mut text = core::mem::take(&mut self.text);
+        text.clear();
+        *self = Self { reading: Reading::Head, sent_us: now_us, text, ..Self::new() };
+    }
+
+    /// The stream is whole although its connection broke: a refused one ends so.
+    pub(crate) const fn is_refused(&self) -> bool {
+        self.refused && self.done
     }
 
     /// Uses what was read. `advance` collects the streams whose next event may leave.
@@ -96,20 +124,34 @@ impl Client {
         if !ended {
             return Next::Wait;
         }
-        self.reading = Reading::Idle;
-        *outcome.statuses.entry(self.status).or_default() += 1;
-        if plan.stream {
-            outcome.lost += u64::from(plan.chunks.saturating_sub(self.next));
-            outcome.failed += u64::from(!self.done);
-        } else {
-            outcome.latency_us.note(now_us.saturating_sub(self.sent_us));
-        }
+        self.answered(now_us, plan, outcome);
         Next::Answered
     }
 
+    /// The answer is over.
+    pub(crate) fn answered(&mut self, now_us: u64, plan: &Plan, outcome: &mut Outcome) {
+        self.reading = Reading::Idle;
+        *outcome.statuses.entry(self.status).or_default() += 1;
+        if !plan.stream {
+            return outcome.latency_us.note(now_us.saturating_sub(self.sent_us));
+        }
+        outcome.failed += u64::from(!self.done);
+        outcome.total_us.note(now_us.saturating_sub(self.sent_us));
+        outcome.stall_us.note(self.stall_us);
+        if self.refused {
+            outcome.cut += 1;
+            let behind = self.offence.map_or(0, |offence| self.next.saturating_sub(offence).saturating_sub(1));
+            outcome.exposure.note(u64::from(behind));
+        } else {
+            outcome.missed += u64::from(plan.offence.is_some());
+            outcome.lost += u64::from(plan.chunks.saturating_sub(self.next));
+        }
+    }
+
     fn read_events(&mut self, now_us: u64, plan: &Plan, outcome: &mut Outcome, advance: &mut Vec<usize>) {
+        let text = core::mem::take(&mut self.text);
         let mut from = 0;
-        while let Some(rest) = self.text.get(from..)
+        while let Some(rest) = text.get(from..)
             && let Some(end) = http::find(rest, b"\n\n")
         {
             let event = rest.get(..end).unwrap_or_default();
@@ -117,10 +159,17 @@ impl Client {
             let stamp = http::find(event, STAMP)
                 .and_then(|at| Stamp::parse(event.get(at.saturating_add(STAMP.len())..).unwrap_or_default()));
             let Some(stamp) = stamp else {
-                self.done |= event == b"data: [DONE]";
+                self.on_unstamped(event, now_us, outcome);
                 continue;
             };
             outcome.chunks += 1;
+            self.stream = stamp.token;
+            if let Some(before_us) = self.text_us.replace(now_us) {
+                self.stall_us = self.stall_us.max(now_us.saturating_sub(before_us));
+            }
+            if plan.offence.is_some() && http::find(event, OFFENCE.as_bytes()).is_some() {
+                self.offence = Some(stamp.sequence);
+            }
             outcome.lost += u64::from(stamp.sequence != self.next);
             if stamp.sequence == 0 {
                 outcome.latency_us.note(now_us.saturating_sub(self.sent_us));
@@ -133,6 +182,19 @@ impl Client {
                 advance.push(stamp.token);
             }
         }
+        self.text = text;
         self.text.drain(..from);
+    }
+
+    fn on_unstamped(&mut self, event: &[u8], now_us: u64, outcome: &mut Outcome) {
+        self.refused |= http::find(event, b"content_filter").is_some();
+        if event != b"data: [DONE]" {
+            return;
+        }
+        self.done = true;
+        let judged = outcome.judged.get(&self.stream).filter(|_| self.refused);
+        if let Some(categories_us) = judged.and_then(|judged| judged.categories_us) {
+            outcome.categories_to_done_us.note(now_us.saturating_sub(categories_us));
+        }
     }
 }

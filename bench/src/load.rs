@@ -1,9 +1,11 @@
 //! What a load is and what came of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
+
+use crate::guard::{Prefill, Said};
 
 /// One line on standard input.
 #[derive(Debug, Clone, Deserialize)]
@@ -29,6 +31,18 @@ pub(crate) struct Plan {
     pub(crate) model_us: u64,
     /// How long the guard thinks.
     pub(crate) guard_us: u64,
+    /// Delays to some ten microseconds, for the price of a core that never rests; else to a millisecond.
+    pub(crate) precise: bool,
+    /// Between the first requests of two connections.
+    pub(crate) stagger_us: u64,
+    /// No conversation is sent twice, so that no verdict is remembered.
+    pub(crate) fresh: bool,
+    /// The guard reads its prompts, and a token is four bytes of text.
+    pub(crate) reads: bool,
+    /// Tokens of a sentence, with `reads`; 0: sentences never end.
+    pub(crate) sentence: u32,
+    /// Where a stream's offence stands, with `reads`: from this token on, each stream at another of so many.
+    pub(crate) offence: Option<(u32, u32)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -57,8 +71,33 @@ impl Default for Plan {
             interval_us: 10_000,
             model_us: 0,
             guard_us: 0,
+            precise: false,
+            stagger_us: 0,
+            fresh: false,
+            reads: false,
+            sentence: 0,
+            offence: None,
         }
     }
+}
+
+impl Plan {
+    /// The token that offends in the stream with this number.
+    pub(crate) fn offence(&self, stream: u64) -> Option<u32> {
+        // A step that meets every place of any span up to itself before it meets one twice.
+        const STEP: u64 = 1009;
+        let (from, span) = self.offence?;
+        let place = stream.wrapping_mul(STEP).checked_rem(u64::from(span)).unwrap_or(0);
+        Some(from.saturating_add(u32::try_from(place).unwrap_or(0)))
+    }
+}
+
+/// When the guard's word on a stream left.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Judged {
+    pub(crate) unsafe_us: u64,
+    pub(crate) categories_us: Option<u64>,
+    pub(crate) closed: bool,
 }
 
 /// Times in microseconds, kept whole: a slice has some hundred thousand of them.
@@ -76,7 +115,10 @@ impl Times {
             let index = self.0.len().saturating_mul(per_mille) / 1000;
             self.0.get(index.min(self.0.len().saturating_sub(1))).copied()
         };
-        json!({"n": self.0.len(), "p50": at(500), "p90": at(900), "p99": at(990), "p999": at(999), "max": self.0.last()})
+        json!({
+            "n": self.0.len(), "min": self.0.first(), "p50": at(500), "p90": at(900), "p99": at(990), "p999": at(999),
+            "max": self.0.last()
+        })
     }
 }
 
@@ -95,6 +137,24 @@ pub(crate) struct Outcome {
     pub(crate) late: u64,
     /// From the model's write to the client's read.
     pub(crate) chunk_us: Times,
+    /// From the request's first byte to the stream's last.
+    pub(crate) total_us: Times,
+    /// Each stream's longest time between two reads with text.
+    pub(crate) stall_us: Times,
+    /// By the number of the model's connection.
+    pub(crate) judged: HashMap<usize, Judged>,
+    /// Streams that ended with a refusal, and those that offended and went on to their end.
+    pub(crate) cut: u64,
+    pub(crate) missed: u64,
+    /// Tokens that the client got behind the offending one.
+    pub(crate) exposure: Times,
+    /// From the guard's first word of a stream's offence to the end of the model's connection, and from the categories.
+    pub(crate) unsafe_to_close_us: Times,
+    pub(crate) categories_to_close_us: Times,
+    /// From the categories to the client's end of the stream.
+    pub(crate) categories_to_done_us: Times,
+    /// What the guard read.
+    pub(crate) prefill: Prefill,
     /// What the guard and the model were asked.
     pub(crate) verdicts: u64,
     pub(crate) served: u64,
@@ -112,7 +172,37 @@ impl Outcome {
             "elapsed_us": elapsed_us, "requests": self.requests(), "statuses": statuses, "failed": self.failed,
             "reconnects": self.reconnects, "latency_us": self.latency_us.summary(), "chunks": self.chunks,
             "lost": self.lost, "late": self.late, "chunk_us": self.chunk_us.summary(), "verdicts": self.verdicts,
-            "served": self.served,
+            "served": self.served, "total_us": self.total_us.summary(), "stall_us": self.stall_us.summary(),
+            "cut": self.cut, "missed": self.missed, "exposure": self.exposure.summary(),
+            "unsafe_to_close_us": self.unsafe_to_close_us.summary(),
+            "categories_to_close_us": self.categories_to_close_us.summary(),
+            "categories_to_done_us": self.categories_to_done_us.summary(),
+            "prompt_tokens": self.prefill.prompt_tokens, "uncached_tokens": self.prefill.uncached_tokens,
         })
+    }
+
+    /// The guard's word leaves.
+    pub(crate) fn judge(&mut self, said: Said, now_us: u64) {
+        match said {
+            Said::Safe => {}
+            Said::Unsafe(stream) => {
+                self.judged.insert(stream, Judged { unsafe_us: now_us, categories_us: None, closed: false });
+            }
+            Said::Categories(stream) => {
+                if let Some(judged) = self.judged.get_mut(&stream) {
+                    judged.categories_us = Some(now_us);
+                }
+            }
+        }
+    }
+
+    /// The model's connection in the middle of a stream is over.
+    pub(crate) fn closed(&mut self, stream: usize, now_us: u64) {
+        let Some(judged) = self.judged.get_mut(&stream).filter(|judged| !judged.closed) else { return };
+        judged.closed = true;
+        self.unsafe_to_close_us.note(now_us.saturating_sub(judged.unsafe_us));
+        if let Some(categories_us) = judged.categories_us {
+            self.categories_to_close_us.note(now_us.saturating_sub(categories_us));
+        }
     }
 }

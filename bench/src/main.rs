@@ -2,6 +2,7 @@
 //! [`load::Plan`]) and answers each with a line of JSON; `parapet-bench json` turns YAML into JSON.
 
 mod client;
+mod guard;
 mod http;
 mod load;
 mod messages;

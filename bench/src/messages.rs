@@ -2,11 +2,14 @@
 
 use std::io::Write as _;
 
+use crate::guard::OFFENCE;
+use crate::load::Plan;
+
 /// The model in requests and answers; the gateway's public name of it, so that nothing has to be renamed.
 pub(crate) const MODEL: &str = "meta-llama/Meta-Llama-3-8B-Instruct";
 
-/// What stands before an event's stamp.
-pub(crate) const STAMP: &[u8] = b"\"content\":\" t";
+/// What stands before an event's stamp: in its text, or in its id where the text has to be a token's.
+pub(crate) const STAMP: &[u8] = b"\" t";
 
 /// Who sent an event, which of its stream it is, and when (microseconds of the rig's clock).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,11 +32,12 @@ impl Stamp {
 }
 
 /// A request whose `seed` can be changed in place: each is a miss in the cache, while its text, and with it the guard's
-/// verdict, stays the same.
+/// verdict, stays the same, unless it is to be `fresh`.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     bytes: Vec<u8>,
-    seed_at: usize,
+    /// Where its digits stand.
+    seeds_at: Vec<usize>,
     seed: u64,
 }
 
@@ -41,16 +45,21 @@ const SEED_DIGITS: usize = 9;
 
 impl Request {
     /// A chat request with a body of 1.3 KB.
-    pub(crate) fn chat(key: &str, stream: bool, headers: &[(String, String)], seed: u64) -> Self {
+    pub(crate) fn chat(plan: &Plan, seed: u64) -> Self {
+        let Plan { key, stream, headers, fresh, .. } = plan;
         let text = "The quick brown fox jumps over the lazy dog and explains why it did so. ".repeat(14);
         let system = "You are a helpful assistant. Answer briefly, in plain words, and say when you do not know.";
         let mut body = format!(r#"{{"model":"{MODEL}","stream":{stream},"temperature":0,"max_tokens":256,"seed":"#);
-        let seed_in_body = body.len();
-        body.push_str(&"1".repeat(SEED_DIGITS));
-        body.push_str(&format!(
-            r#","messages":[{{"role":"system","content":"{system}"}},{{"role":"user","content":"{text}"}}]}}"#
-        ));
-        let accept = if stream { "text/event-stream" } else { "application/json" };
+        let digits = "1".repeat(SEED_DIGITS);
+        let mut seeds_in_body = vec![body.len()];
+        body.push_str(&digits);
+        body.push_str(&format!(r#","messages":[{{"role":"system","content":"{system}"}},{{"role":"user","content":""#));
+        if *fresh {
+            seeds_in_body.push(body.len());
+            body.push_str(&digits);
+        }
+        body.push_str(&format!(r#"{text}"}}]}}"#));
+        let accept = if *stream { "text/event-stream" } else { "application/json" };
         let mut head = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n\
              accept: {accept}\r\naccept-encoding: identity\r\nuser-agent: parapet-bench\r\ncontent-length: {}\r\n",
@@ -60,8 +69,8 @@ impl Request {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         head.push_str("\r\n");
-        let seed_at = head.len().saturating_add(seed_in_body);
-        Self { bytes: [head, body].concat().into_bytes(), seed_at, seed }
+        let seeds_at = seeds_in_body.into_iter().map(|at| head.len().saturating_add(at)).collect();
+        Self { bytes: [head, body].concat().into_bytes(), seeds_at, seed }
     }
 
     /// The last request's.
@@ -72,12 +81,14 @@ impl Request {
     /// The next request.
     pub(crate) fn next(&mut self) -> &[u8] {
         self.seed = self.seed.wrapping_add(1);
-        let mut rest = self.seed;
-        let end = self.seed_at.saturating_add(SEED_DIGITS);
-        // The first digit stays: a number does not begin with 0.
-        for digit in self.bytes.get_mut(self.seed_at.saturating_add(1)..end).unwrap_or_default().iter_mut().rev() {
-            *digit = b'0'.wrapping_add(u8::try_from(rest % 10).unwrap_or(0));
-            rest /= 10;
+        for &at in &self.seeds_at {
+            let mut rest = self.seed;
+            let end = at.saturating_add(SEED_DIGITS);
+            // The first digit stays: a number does not begin with 0.
+            for digit in self.bytes.get_mut(at.saturating_add(1)..end).unwrap_or_default().iter_mut().rev() {
+                *digit = b'0'.wrapping_add(u8::try_from(rest % 10).unwrap_or(0));
+                rest /= 10;
+            }
         }
         &self.bytes
     }
@@ -100,12 +111,12 @@ pub(crate) fn answer() -> Vec<u8> {
     response("application/json", &body)
 }
 
-/// Llama Guard's "safe", as vLLM's `/v1/completions` gives it.
-pub(crate) fn verdict() -> Vec<u8> {
-    response(
-        "application/json",
-        r#"{"id":"cmpl-bench","object":"text_completion","created":1767225600,"model":"guard","choices":[{"index":0,"text":"safe","logprobs":{"tokens":["safe"],"token_logprobs":[-0.0001],"top_logprobs":[{"safe":-0.0001,"unsafe":-9.2}],"text_offset":[0]},"finish_reason":"length"}],"usage":{"prompt_tokens":400,"completion_tokens":1,"total_tokens":401}}"#,
-    )
+/// Llama Guard's one token, as vLLM's `/v1/completions` gives it.
+pub(crate) fn verdict(word: &str, other: &str) -> Vec<u8> {
+    let body = format!(
+        r#"{{"id":"cmpl-bench","object":"text_completion","created":1767225600,"model":"guard","choices":[{{"index":0,"text":"{word}","logprobs":{{"tokens":["{word}"],"token_logprobs":[-0.0001],"top_logprobs":[{{"{word}":-0.0001,"{other}":-9.2}}],"text_offset":[0]}},"finish_reason":"length"}}],"usage":{{"prompt_tokens":400,"completion_tokens":1,"total_tokens":401}}}}"#
+    );
+    response("application/json", &body)
 }
 
 fn push_chunk(out: &mut Vec<u8>, data: &[u8]) {
@@ -114,9 +125,21 @@ fn push_chunk(out: &mut Vec<u8>, data: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// The second call's answer: unsafe, and why.
+pub(crate) fn categories() -> Vec<u8> {
+    response(
+        "application/json",
+        r#"{"id":"cmpl-bench","object":"text_completion","created":1767225600,"model":"guard","choices":[{"index":0,"text":"unsafe\nS1","logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":400,"completion_tokens":4,"total_tokens":404}}"#,
+    )
+}
+
 fn event(delta: &str, finish: &str) -> String {
+    event_of("chatcmpl-bench", delta, finish)
+}
+
+fn event_of(id: &str, delta: &str, finish: &str) -> String {
     format!(
-        "data: {{\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion.chunk\",\"created\":1767225600,\"model\":\"{MODEL}\",\"choices\":[{{\"index\":0,\"delta\":{{{delta}}},\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n"
+        "data: {{\"id\":\"{id}\",\"object\":\"chat.completion.chunk\",\"created\":1767225600,\"model\":\"{MODEL}\",\"choices\":[{{\"index\":0,\"delta\":{{{delta}}},\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n"
     )
 }
 
@@ -132,6 +155,23 @@ pub(crate) fn stream_token(stamp: Stamp) -> Vec<u8> {
     let text = format!("\"content\":\" t{:06}{:06}{:012}\"", stamp.token, stamp.sequence, stamp.sent_us);
     let mut out = Vec::with_capacity(320);
     push_chunk(&mut out, event(&text, "null").as_bytes());
+    out
+}
+
+/// One token of four bytes, as tokens of a language are; with `offends` the text that the guard finds unsafe.
+pub(crate) fn stream_word(stamp: Stamp, sentence: u32, offends: bool) -> Vec<u8> {
+    const WORDS: [&str; 7] = [" the", " fox", " ran", " far", " and", " saw", " men"];
+    let number = stamp.sequence.saturating_add(1);
+    let ends = number.checked_rem(sentence) == Some(0);
+    let word = if ends { " it." } else { WORDS.get(number as usize % WORDS.len()).copied().unwrap_or_default() };
+    let text = if offends {
+        format!("\"content\":\"{OFFENCE}{:06}\"", stamp.token)
+    } else {
+        format!("\"content\":\"{word}\"")
+    };
+    let id = format!(" t{:06}{:06}{:012}", stamp.token, stamp.sequence, stamp.sent_us);
+    let mut out = Vec::with_capacity(320);
+    push_chunk(&mut out, event_of(&id, &text, "null").as_bytes());
     out
 }
 
@@ -151,14 +191,15 @@ mod tests {
     #[test]
     fn stamps_come_back_from_their_event() {
         let stamp = Stamp { token: 17, sequence: 4711, sent_us: 123_456_789_012 };
-        let event = stream_token(stamp);
-        let at = http::find(&event, STAMP).unwrap() + STAMP.len();
-        assert_eq!(Stamp::parse(&event[at..]), Some(stamp));
+        for event in [stream_token(stamp), stream_word(stamp, 20, false), stream_word(stamp, 20, true)] {
+            let at = http::find(&event, STAMP).unwrap() + STAMP.len();
+            assert_eq!(Stamp::parse(&event[at..]), Some(stamp));
+        }
     }
 
     #[test]
     fn requests_differ_in_their_seed_only_and_are_sound() {
-        let mut request = Request::chat("k", false, &[], 0);
+        let mut request = Request::chat(&Plan { key: "k".to_owned(), ..Plan::default() }, 0);
         let (first, second) = (request.next().to_vec(), request.next().to_vec());
         assert_eq!(first.iter().zip(&second).filter(|(a, b)| a != b).count(), 1);
         let head = http::head(&first).unwrap();
@@ -166,5 +207,14 @@ mod tests {
         assert_eq!(head.body, http::Framing::Length(body.len()));
         let body: serde_json::Value = serde_json::from_slice(body).unwrap();
         assert_eq!(body["seed"], 100_000_001);
+    }
+
+    #[test]
+    fn fresh_requests_differ_in_their_text_too() {
+        let mut request = Request::chat(&Plan { fresh: true, ..Plan::default() }, 0);
+        let (first, second) = (request.next().to_vec(), request.next().to_vec());
+        assert_eq!(first.iter().zip(&second).filter(|(a, b)| a != b).count(), 2);
+        let body: serde_json::Value = serde_json::from_slice(&first[http::head(&first).unwrap().bytes..]).unwrap();
+        assert!(body["messages"][1]["content"].as_str().unwrap().starts_with("100000001The quick"));
     }
 }

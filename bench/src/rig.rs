@@ -12,6 +12,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use serde_json::Value;
 
 use crate::client::{Client, Next};
+use crate::guard::{Guard, Prefill};
 use crate::load::{Outcome, Plan};
 use crate::messages::Request;
 use crate::model::{Answers, Due, Model};
@@ -58,6 +59,7 @@ pub(crate) struct Rig {
     advance: Vec<usize>,
     scratch: Box<[u8]>,
     answers: Answers,
+    guard: Guard,
     plan: Plan,
     load: Option<Load>,
     verdicts: u64,
@@ -83,6 +85,7 @@ impl Rig {
             advance: Vec::new(),
             scratch: vec![0; 64 * 1024].into_boxed_slice(),
             answers: Answers::default(),
+            guard: Guard::default(),
             plan: Plan::default(),
             load: None,
             verdicts: 0,
@@ -112,10 +115,10 @@ impl Rig {
     pub(crate) fn start(&mut self, plan: Plan) -> io::Result<()> {
         let port = if plan.port == 0 { self.port()? } else { plan.port };
         let now_us = self.now_us();
-        (self.verdicts, self.served) = (0, 0);
+        (self.verdicts, self.served, self.guard.read) = (0, 0, Prefill::default());
         let load = Load {
             outcome: Outcome::default(),
-            request: Request::chat(&plan.key, plan.stream, &plan.headers, self.seed),
+            request: Request::chat(&plan, self.seed),
             address: SocketAddr::from(([127, 0, 0, 1], port)),
             begun_us: now_us,
             until_us: now_us.saturating_add((plan.seconds * 1e6) as u64),
@@ -137,7 +140,15 @@ impl Rig {
             load.begun_us = now_us;
             load.until_us = now_us.saturating_add((self.plan.seconds * 1e6) as u64);
         }
-        tokens.into_iter().for_each(|token| self.send(token));
+        let mut first_us = now_us;
+        for token in tokens {
+            if first_us == now_us {
+                self.send(token);
+            } else if let Some(connection) = self.connections.get(token).and_then(Option::as_ref) {
+                self.timers.push(Reverse((first_us, token, connection.serial, Due::Request)));
+            }
+            first_us = first_us.saturating_add(self.plan.stagger_us);
+        }
         Ok(())
     }
 
@@ -188,15 +199,31 @@ impl Rig {
 
     /// A connection is over.
     fn lose(&mut self, token: usize, connection: Connection) {
-        let is_client = matches!(connection.role, Role::Client(_));
-        let was_idle = matches!(&connection.role, Role::Client(client) if client.is_idle());
-        drop(connection);
-        self.free.push(token);
         let now_us = self.now_us();
-        let Some(load) = self.load.as_mut().filter(|_| is_client && !was_idle) else { return };
-        load.outcome.failed += 1;
+        let Connection { wire, role, .. } = connection;
+        drop(wire);
+        self.free.push(token);
+        let Some(load) = &mut self.load else { return };
+        let mut client = match role {
+            Role::Client(client) if !client.is_idle() => client,
+            Role::Client(_) => return,
+            Role::Model(model) => {
+                if model.is_streaming() {
+                    load.outcome.closed(token, now_us);
+                }
+                return;
+            }
+        };
+        let refused = client.is_refused();
+        if refused {
+            client.answered(now_us, &self.plan, &mut load.outcome);
+        } else {
+            load.outcome.failed += 1;
+        }
         load.outcome.reconnects += 1;
-        let (address, goes_on) = (load.address, load.outcome.reconnects < MAX_RECONNECTS && now_us < load.until_us);
+        let sends_more = now_us < load.until_us && !(refused && self.plan.once);
+        let goes_on = sends_more && load.outcome.reconnects < MAX_RECONNECTS;
+        let address = load.address;
         match goes_on.then(|| self.connect(address)) {
             Some(Ok(token)) => self.send(token),
             _ => {
@@ -211,6 +238,9 @@ impl Rig {
     pub(crate) fn turn(&mut self, events: &mut Events) -> io::Result<Option<Value>> {
         let now_us = self.now_us();
         let wait_us = self.timers.peek().map_or(100_000, |Reverse((due, ..))| due.saturating_sub(now_us).min(100_000));
+        // The kernel's wait is in whole milliseconds, rounded up: what that would be late is spent here.
+        let exact = self.plan.precise && self.load.is_some();
+        let wait_us = if exact { wait_us.saturating_sub(1_000) } else { wait_us };
         match self.poll.poll(events, Some(Duration::from_micros(wait_us))) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => other?,
@@ -256,7 +286,12 @@ impl Rig {
                     }
                 }
             }
-            Role::Model(_) if readable => due = Model::read(&mut connection.wire),
+            Role::Model(model) if readable => {
+                due = Model::read(&mut connection.wire, Some(&mut self.guard).filter(|_| self.plan.reads));
+                if due == Some(Due::Answer) {
+                    model.offends_at(self.plan.offence(self.served));
+                }
+            }
             Role::Model(_) => {}
         }
         if flushed.is_err() || read.is_err() {
@@ -268,8 +303,9 @@ impl Rig {
             self.send(token);
         }
         if let Some(due) = due {
-            let delay_us = if due == Due::Verdict { self.plan.guard_us } else { self.plan.model_us };
-            self.verdicts += u64::from(due == Due::Verdict);
+            let judges = matches!(due, Due::Verdict(_));
+            let delay_us = if judges { self.plan.guard_us } else { self.plan.model_us };
+            self.verdicts += u64::from(judges);
             self.served += u64::from(due == Due::Answer);
             if delay_us == 0 {
                 self.act(token, due, now_us);
@@ -281,9 +317,15 @@ impl Rig {
 
     /// Does what was due at `due_us` for a connection of the model's.
     fn act(&mut self, token: usize, due: Due, due_us: u64) {
+        if due == Due::Request {
+            return self.send(token);
+        }
         let now_us = self.now_us();
         let Some(mut connection) = self.take(token) else { return };
         let Role::Model(model) = &mut connection.role else { return self.put(token, connection) };
+        if let (Due::Verdict(said), Some(load)) = (due, &mut self.load) {
+            load.outcome.judge(said, now_us);
+        }
         match model.act(due, &mut connection.wire, token, now_us, &self.plan, &self.answers) {
             Ok(after) => {
                 if let Some((after_us, due)) = after {
@@ -322,6 +364,7 @@ impl Rig {
         self.seed = load.request.seed();
         load.outcome.failed += load.active as u64;
         (load.outcome.verdicts, load.outcome.served) = (self.verdicts, self.served);
+        load.outcome.prefill = core::mem::take(&mut self.guard.read);
         for token in 0..self.connections.len() {
             let is_client = matches!(
                 self.connections.get(token).and_then(Option::as_ref),
