@@ -96,13 +96,13 @@ def picture(figures):
         '<text x="20" y="24" font-weight="bold">Input guard in parallel: added time to first token (line: max(0, guard - model))</text>']
     for index, row in enumerate(rows):
         top = 40 + index * 22
-        width, expected = (320 * max(value, 0) / most for value in (row["added_p50"], row["expected"]))
+        width, expected = (300 * max(value, 0) / most for value in (row["added_p50"], row["expected"]))
         streams = " (100 streams)" if row in figures["hundred"] else ""
         parts.append(f'<text x="20" y="{top + 12}">guard {row["guard_ms"]}, model {row["model_ms"]} ms{streams}</text>')
-        parts.append(f'<rect x="240" y="{top}" width="{width:.1f}" height="16" fill="{COLOURS[row["guard_ms"]]}"/>')
-        parts.append(f'<line x1="{240 + expected:.1f}" y1="{top - 2}" x2="{240 + expected:.1f}" y2="{top + 18}" stroke="black"/>')
+        parts.append(f'<rect x="270" y="{top}" width="{width:.1f}" height="16" fill="{COLOURS[row["guard_ms"]]}"/>')
+        parts.append(f'<line x1="{270 + expected:.1f}" y1="{top - 2}" x2="{270 + expected:.1f}" y2="{top + 18}" stroke="black"/>')
         told = escape(f"{row['added_p50']:.1f} ms (p99 {row['added_p99']:.1f})")
-        parts.append(f'<text x="{246 + max(width, expected):.1f}" y="{top + 12}">{told}</text>')
+        parts.append(f'<text x="{276 + max(width, expected):.1f}" y="{top + 12}">{told}</text>')
     body = "\n".join(parts)
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{60 + len(rows) * 22}" font-family="sans-serif" font-size="12">\n'
             f'<rect width="100%" height="100%" fill="white"/>\n{body}\n</svg>\n')

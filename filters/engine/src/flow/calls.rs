@@ -214,6 +214,9 @@ impl Flow {
             Ok(verdict) => verdict,
             Err(AskCategories) => {
                 push_guard_call(context, Call::OutputCategories, &prompt, policy.timeout_ms);
+                if let Phase::Streaming(stream) = &mut exchange.phase {
+                    stream.suspected();
+                }
                 return State::Exchanging(exchange);
             }
         };

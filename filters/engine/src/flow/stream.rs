@@ -72,6 +72,8 @@ pub(super) struct Stream {
     passed: u64,
     /// What the call in flight asked.
     prompt: Option<String>,
+    /// The guard has said unsafe and is being asked why: until that is known nothing leaves in any mode.
+    suspect: bool,
     /// Something left, so the head is out.
     pub(super) released: bool,
     pub(super) done: bool,
@@ -120,6 +122,7 @@ impl Stream {
             asked: 0,
             passed: 0,
             prompt: None,
+            suspect: false,
             released: false,
             done: false,
             ended: false,
@@ -135,7 +138,7 @@ impl Stream {
 
     /// Unjudged text may not leave.
     const fn holds(&self) -> bool {
-        matches!(self.mode, OutputMode::Hold | OutputMode::Full)
+        self.suspect || matches!(self.mode, OutputMode::Hold | OutputMode::Full)
     }
 
     /// Takes the provider's next bytes.
@@ -279,7 +282,8 @@ impl Stream {
         if self.texts == 0 && !self.is_over_without_text() {
             return false;
         }
-        match (self.mode, held.kind) {
+        let mode = if self.suspect { OutputMode::Hold } else { self.mode };
+        match (mode, held.kind) {
             (OutputMode::Off, _) | (OutputMode::Async, Kind::Text | Kind::Quiet) => true,
             (OutputMode::Full, _) => self.is_ending() && self.passed >= self.texts,
             (_, Kind::Text) => self.passed > held.texts_before,
@@ -310,8 +314,14 @@ impl Stream {
         self.prompt.as_deref()
     }
 
+    /// The guard said unsafe; its categories are still asked for.
+    pub(super) const fn suspected(&mut self) {
+        self.suspect = true;
+    }
+
     /// The guard let pass what it was asked about; it may be due again.
     pub(super) fn passed(&mut self) -> Found {
+        self.suspect = false;
         self.windows.answered();
         self.prompt = None;
         let Some(passage) = self.reading.take() else { return self.due() };

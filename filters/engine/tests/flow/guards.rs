@@ -242,3 +242,19 @@ fn a_client_that_waits_long_for_a_verdict_gets_comments_and_nothing_else() {
     host.verdict(Call::OutputVerdict, "safe");
     assert!(host.text().contains("three") && host.text().ends_with("data: [DONE]\n\n"), "{}", host.text());
 }
+
+#[test]
+fn in_async_mode_nothing_leaves_after_the_word_unsafe_while_the_categories_are_asked_for() {
+    let mut worker = output("async", r#", "window_tokens": [1]"#);
+    let mut host = worker.ask(&question(true));
+    host.answers_with(SSE);
+    let pieces = answer(&["one", "two", "three"]);
+    host.response_body(&stream(&pieces[..2], "x"), false);
+    assert!(host.text().contains("one"));
+    host.verdict(Call::OutputVerdict, "unsafe");
+    host.response_body(&stream(&pieces[2..3], "x"), false);
+    assert!(!host.text().contains("two"));
+    host.verdict(Call::OutputCategories, "unsafe\nS2");
+    let text = host.text();
+    assert!(!text.contains("two") && text.ends_with("data: [DONE]\n\n"), "the ending leaves at once: {text}");
+}
