@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::guard::Category;
+use crate::guard::dialect::Dialect;
 use crate::identity::{KeyDigest, Principal};
 
 /// A mistake in the configuration: where, and what was expected.
@@ -130,6 +131,8 @@ pub struct GuardModel {
     #[serde(default = "defaults::base_path")]
     pub base_path: String,
     pub model: String,
+    #[serde(default)]
+    pub dialect: Dialect,
     #[serde(default)]
     pub api_key_env: Option<String>,
 }
@@ -338,6 +341,12 @@ impl Config {
     #[must_use]
     pub fn policy(&self, principal: &Principal) -> Option<&Policy> {
         self.policies.get(&principal.policy)
+    }
+
+    /// The guard's; it matters only where a guard is asked.
+    #[must_use]
+    pub fn dialect(&self) -> Dialect {
+        self.guard.as_ref().map(|guard| guard.dialect).unwrap_or_default()
     }
 
     /// The environment variables that hold keys of providers and of the guard.

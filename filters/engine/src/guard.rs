@@ -1,8 +1,13 @@
 //! The guards: what is judged, what a verdict means under a policy, and what is remembered.
 
 pub mod canary;
-pub mod llama_guard;
+mod completion;
+pub mod dialect;
+mod llama_guard;
 pub mod passage;
+mod qwen3_guard;
+mod shield_gemma;
+mod transcript;
 pub mod window;
 
 use core::fmt;
@@ -20,12 +25,15 @@ pub enum Side {
     Output,
 }
 
-/// A hazard category of Llama Guard 3: `S1` to `S14`.
+/// A hazard category of Llama Guard: `S1` to `S14`. Guards with names of their own are mapped onto these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Category(u8);
 
 impl Category {
     pub const LAST: u8 = 14;
+
+    /// A guard's name that none of the fourteen stands for. No list of a policy can hold it: it always blocks.
+    pub const OTHER: Self = Self(0);
 
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -39,7 +47,7 @@ impl Category {
 
 impl fmt::Display for Category {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "S{}", self.0)
+        if *self == Self::OTHER { f.write_str("other") } else { write!(f, "S{}", self.0) }
     }
 }
 
@@ -64,6 +72,17 @@ pub enum Verdict {
     },
     /// No usable verdict: timeout, error status, unparsable text.
     Failed,
+}
+
+impl Verdict {
+    /// The score decides where there is one, and otherwise what the guard said.
+    fn of(score: Option<f64>, said_unsafe: bool, threshold: f64, categories: Vec<Category>) -> Self {
+        if score.map_or(said_unsafe, |score| score >= threshold) {
+            Self::Unsafe { score, categories }
+        } else {
+            Self::Safe { score }
+        }
+    }
 }
 
 /// What is done about a verdict.

@@ -68,6 +68,12 @@ fn every_mistake_names_its_key_and_what_was_expected() {
         ("\"output\": 0.2", "\"output\": -1", "providers[0].price.output", "0 or more"),
         ("\"model\": \"lg\"", "\"model\": \"lg\", \"base_path\": \"v1/\"", "guard.base_path", "`/v1`"),
         (
+            "\"model\": \"lg\"",
+            "\"model\": \"lg\", \"dialect\": \"llama_guard_2\"",
+            "guard.dialect",
+            "unknown variant `llama_guard_2`, expected one of `llama_guard_3`, `llama_guard_3_1b`, `llama_guard_4`, `qwen3_guard`, `shield_gemma`",
+        ),
+        (
             "\"mode\": \"hold\"",
             "\"mode\": \"hold\", \"threshold\": 1.5",
             "policies.p.output_guard.threshold",
@@ -92,6 +98,14 @@ fn off_is_off_also_where_yaml_made_a_boolean_of_it() {
     let config = Config::parse(json.as_bytes()).unwrap();
     assert_eq!(config.policies["p"].input_guard.as_ref().map(|guard| guard.mode), Some(InputMode::Off));
     assert!(mistake("\"mode\": \"hold\"", "\"mode\": true").message.contains("the name of a mode"));
+}
+
+#[test]
+fn a_guard_speaks_llama_guard_3_unless_told_otherwise() {
+    let dialect = |json: &str| Config::parse(json.as_bytes()).unwrap().dialect();
+    assert_eq!(dialect(VALID), Dialect::LlamaGuard3);
+    let other = VALID.replacen("\"model\": \"lg\"", "\"model\": \"lg\", \"dialect\": \"qwen3_guard\"", 1);
+    assert_eq!(dialect(&other), Dialect::Qwen3Guard);
 }
 
 #[test]

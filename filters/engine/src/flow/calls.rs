@@ -4,7 +4,8 @@ use super::exchange::{Exchange, Input, Lookup, Phase};
 use super::{Call, Callout, Context, Effect, Flow, Reply, State, respond};
 use crate::cache::{self, Entry};
 use crate::config::Policy;
-use crate::guard::{self, Action, Category, Remembered, Verdict, llama_guard};
+use crate::guard::dialect::Dialect;
+use crate::guard::{self, Action, Category, Remembered, Verdict};
 use crate::openai::{self, Frame};
 use crate::reason::{Reason, Refusal};
 use crate::record::GuardRecord;
@@ -94,9 +95,10 @@ impl Flow {
         let Input::Pending { first, prompt, key } = core::mem::replace(&mut exchange.input, Input::Off) else {
             return State::Exchanging(exchange);
         };
-        let verdict = llama_guard::parse(status, body, input.threshold);
+        let dialect = config.dialect();
+        let verdict = dialect.parse(status, body, input.threshold);
         let guard_record = self.record.input_guard.get_or_insert_default();
-        let verdict = match ask_categories(call, verdict, guard_record) {
+        let verdict = match ask_categories(dialect, call, verdict, guard_record) {
             Ok(verdict) => verdict,
             Err(AskCategories) => {
                 push_guard_call(context, Call::InputCategories, &prompt, input.timeout_ms);
@@ -208,9 +210,10 @@ impl Flow {
         let (Some(policy), Some(prompt)) = (policy, exchange.asked_prompt()) else {
             return State::Exchanging(exchange);
         };
-        let verdict = llama_guard::parse(status, body, policy.threshold);
+        let dialect = config.dialect();
+        let verdict = dialect.parse(status, body, policy.threshold);
         let guard_record = self.record.output_guard.get_or_insert_default();
-        let verdict = match ask_categories(call, verdict, guard_record) {
+        let verdict = match ask_categories(dialect, call, verdict, guard_record) {
             Ok(verdict) => verdict,
             Err(AskCategories) => {
                 push_guard_call(context, Call::OutputCategories, &prompt, policy.timeout_ms);
@@ -234,7 +237,8 @@ impl Flow {
 
     /// Asks the output guard about everything said so far.
     pub(super) fn call_output_guard(&mut self, exchange: &Exchange, answer: &str, context: &mut Context<'_>) -> String {
-        let prompt = llama_guard::output_prompt(exchange.output_context.as_deref().unwrap_or_default(), answer);
+        let said = exchange.output_context.as_deref().unwrap_or_default();
+        let prompt = context.config.dialect().output_prompt(said, answer);
         let policy = context.config.policy(&exchange.principal).and_then(|policy| policy.output_guard.as_ref());
         let mode = policy.map_or("", |policy| match policy.mode {
             crate::config::OutputMode::Hold => "hold",
@@ -273,15 +277,16 @@ fn input_policy<'a>(context: &Context<'a>, exchange: &Exchange) -> Option<&'a cr
 fn push_guard_call(context: &mut Context<'_>, call: Call, prompt: &str, timeout_ms: u64) {
     let Some(guard) = &context.config.guard else { return };
     let body = match call {
-        Call::InputCategories | Call::OutputCategories => llama_guard::categories_request(&guard.model, prompt),
-        _ => llama_guard::verdict_request(&guard.model, prompt),
+        Call::InputCategories | Call::OutputCategories => guard.dialect.categories_request(&guard.model, prompt),
+        _ => Some(guard.dialect.verdict_request(&guard.model, prompt)),
     };
+    let Some(body) = body else { return };
     context.effects.push(Effect::Call(Callout {
         call,
         cluster: guard.cluster.clone(),
         method: "POST",
         authority: guard.authority.clone(),
-        path: format!("{}/completions", guard.base_path),
+        path: Dialect::path(&guard.base_path),
         api_key_env: guard.api_key_env.clone(),
         body,
         timeout_ms,
@@ -296,11 +301,18 @@ const fn count_call(guard_record: Option<&mut GuardRecord>) {
 
 struct AskCategories;
 
-/// An unsafe verdict of one token names no categories: they are asked for once. The second call's word on safety does not
+/// An unsafe verdict of one token names no categories: they are asked for once, of a guard that has any. The second call's word on safety does not
 /// count, only its categories do; one that fails leaves the verdict unsafe.
-fn ask_categories(call: Call, verdict: Verdict, guard_record: &mut GuardRecord) -> Result<Verdict, AskCategories> {
+fn ask_categories(
+    dialect: Dialect,
+    call: Call,
+    verdict: Verdict,
+    guard_record: &mut GuardRecord,
+) -> Result<Verdict, AskCategories> {
     match (call, verdict) {
-        (Call::InputVerdict | Call::OutputVerdict, Verdict::Unsafe { score, categories }) if categories.is_empty() => {
+        (Call::InputVerdict | Call::OutputVerdict, Verdict::Unsafe { score, categories })
+            if categories.is_empty() && dialect.names_categories() =>
+        {
             guard_record.score = score;
             guard_record.calls = guard_record.calls.saturating_add(1);
             Err(AskCategories)

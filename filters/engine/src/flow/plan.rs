@@ -8,7 +8,7 @@ use super::{Context, Effect, Flow, State, respond};
 use crate::cache;
 use crate::config::{Config, InputMode, Policy};
 use crate::conversation::Conversation;
-use crate::guard::{self, llama_guard};
+use crate::guard;
 use crate::quota::{self, Decision};
 use crate::reason::{Reason, Refusal};
 use crate::{openai, provider};
@@ -104,7 +104,7 @@ impl Flow {
             request_id: caller.request_id.clone(),
             try_ms: try_ms(config, conversation),
             input: Input::Off,
-            output_context: judges_output.then(|| llama_guard::output_context(&conversation.turns)),
+            output_context: judges_output.then(|| config.dialect().output_context(&conversation.turns)),
             lookup: Lookup::None,
             key,
             directives: caller.directives,
@@ -223,7 +223,7 @@ fn asked(conversation: &Conversation<'_>, key: &guard::Key, context: &mut Contex
     let fresh = |known: &&guard::Remembered| context.now_us.saturating_sub(known.at_us) < guard::REMEMBER_US;
     match context.memory.verdicts.get(key).filter(fresh) {
         Some(known) => Asked::Before(known.verdict.clone()),
-        None => Asked::Now { prompt: llama_guard::input_prompt(&conversation.turns) },
+        None => Asked::Now { prompt: context.config.dialect().input_prompt(&conversation.turns) },
     }
 }
 

@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use super::{Verdict, llama_guard};
+use super::Verdict;
+use super::dialect::Dialect;
 use crate::config::GuardModel;
 use crate::conversation::{Role, Turn};
 
@@ -18,7 +19,7 @@ pub const MAX_TRIES: u32 = 60;
 #[must_use]
 pub fn request(guard: &GuardModel) -> Vec<u8> {
     let turn = Turn { role: Role::User, texts: vec![Cow::Borrowed(TEXT)], is_plain: true };
-    llama_guard::verdict_request(&guard.model, &llama_guard::input_prompt(&[turn]))
+    guard.dialect.verdict_request(&guard.model, &guard.dialect.input_prompt(&[turn]))
 }
 
 /// What came of it.
@@ -32,9 +33,15 @@ pub enum Outcome {
     Silent,
 }
 
+/// [`judge`] for the default dialect.
 #[must_use]
 pub fn outcome(status: u16, body: &[u8]) -> Outcome {
-    match llama_guard::parse(status, body, 0.5) {
+    judge(Dialect::default(), status, body)
+}
+
+#[must_use]
+pub fn judge(dialect: Dialect, status: u16, body: &[u8]) -> Outcome {
+    match dialect.parse(status, body, 0.5) {
         Verdict::Unsafe { .. } => Outcome::Judges,
         Verdict::Safe { .. } => Outcome::Blind,
         Verdict::Failed => Outcome::Silent,
@@ -54,6 +61,32 @@ mod tests {
             (503, "", Outcome::Silent),
         ] {
             assert_eq!(outcome(status, body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn each_dialect_is_asked_and_read_in_its_own_words() {
+        for (dialect, text, expected) in [
+            (Dialect::Qwen3Guard, " Unsafe", Outcome::Judges),
+            (Dialect::Qwen3Guard, " Safe", Outcome::Blind),
+            (Dialect::ShieldGemma, "Yes", Outcome::Judges),
+            (Dialect::ShieldGemma, "No", Outcome::Blind),
+            (Dialect::ShieldGemma, "unsafe", Outcome::Silent),
+        ] {
+            let guard = GuardModel {
+                cluster: "g".to_owned(),
+                authority: "h".to_owned(),
+                base_path: "/v1".to_owned(),
+                model: "m".to_owned(),
+                dialect,
+                api_key_env: None,
+            };
+            let asked = request(&guard);
+            let prompt = serde_json::from_slice::<serde_json::Value>(&asked).unwrap()["prompt"].clone();
+            let turn = Turn { role: Role::User, texts: vec![TEXT.into()], is_plain: true };
+            assert_eq!(prompt, dialect.input_prompt(&[turn]));
+            let body = format!(r#"{{"choices":[{{"text":"{text}"}}]}}"#);
+            assert_eq!(judge(dialect, 200, body.as_bytes()), expected, "{dialect:?} {text}");
         }
     }
 }

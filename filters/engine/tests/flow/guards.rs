@@ -1,6 +1,7 @@
 //! What verdicts do, call by call.
 
 use parapet_engine::flow::{Call, End};
+use parapet_engine::guard::dialect::Dialect;
 
 use crate::host::Worker;
 use crate::world::{JSON, Piece, SSE, answer, question, stream, whole};
@@ -11,6 +12,67 @@ fn input(mode: &str, more: &str) -> Worker {
 
 fn output(mode: &str, more: &str) -> Worker {
     Worker::new(&format!(r#"{{"output_guard": {{"mode": "{mode}"{more}}}}}"#))
+}
+
+/// Every guard of the policy ignores every category that a list can hold.
+fn lenient(dialect: Dialect) -> Worker {
+    let every: Vec<String> = (1..=14).map(|number| format!(r#""S{number}""#)).collect();
+    let guard = format!(r#"{{"mode": "MODE", "categories": {{"ignore": [{}]}}}}"#, every.join(","));
+    let (input, output) = (guard.replace("MODE", "parallel"), guard.replace("MODE", "hold"));
+    let mut worker = Worker::new(&format!(r#"{{"input_guard": {input}, "output_guard": {output}}}"#));
+    worker.config.guard.as_mut().unwrap().dialect = dialect;
+    worker
+}
+
+#[test]
+fn a_guard_without_categories_is_asked_once_and_its_word_blocks() {
+    let mut worker = lenient(Dialect::ShieldGemma);
+    let mut host = worker.ask(&question(false));
+    host.answers_with(JSON);
+    host.verdict(Call::InputVerdict, "Yes");
+    assert_eq!(host.refused(), (403, "content_blocked".to_owned()));
+    let guard = host.end(End::default()).input_guard.unwrap();
+    assert_eq!((guard.calls, &*guard.verdict, guard.categories), (1, "unsafe", Vec::new()));
+
+    let mut worker = lenient(Dialect::ShieldGemma);
+    let mut host = worker.ask(&question(false));
+    host.verdict(Call::InputVerdict, "No");
+    host.answers_with(JSON);
+    host.response_body(whole("x", "secret").as_bytes(), true);
+    host.verdict(Call::OutputVerdict, "Yes");
+    assert!(host.text().contains("content_filter") && !host.text().contains("secret"), "{}", host.text());
+    assert_eq!(host.end(End::default()).output_guard.unwrap().calls, 1);
+}
+
+#[test]
+fn another_familys_categories_are_ours_and_what_is_none_of_them_blocks() {
+    for (names, categories, status) in
+        [("PII", &["S7"][..], 200), ("PII, Jailbreak", &["other", "S7"], 403), ("None", &[], 403)]
+    {
+        let mut worker = lenient(Dialect::Qwen3Guard);
+        let mut host = worker.ask(&question(false));
+        host.answers_with(JSON);
+        let asked = host.pending.iter().find(|callout| callout.call == Call::InputVerdict).unwrap();
+        let body = String::from_utf8(asked.body.clone()).unwrap();
+        assert!(body.contains(r"USER: hello\n\n<END CONVERSATION>") && asked.path == "/v1/completions", "{body}");
+        host.verdict(Call::InputVerdict, " Unsafe");
+        host.verdict(Call::InputCategories, &format!(" Unsafe\nCategories: {names}"));
+        assert_eq!(host.reply.as_ref().map_or(200, |reply| reply.status), status, "{names}");
+        let guard = host.end(End::default()).input_guard.unwrap();
+        assert_eq!(guard.categories, categories, "{names}");
+    }
+}
+
+#[test]
+fn the_words_of_another_family_are_no_verdict() {
+    for (dialect, word) in [(Dialect::LlamaGuard4, "No"), (Dialect::Qwen3Guard, "safe"), (Dialect::ShieldGemma, "safe")]
+    {
+        let mut worker = lenient(dialect);
+        let mut host = worker.ask(&question(false));
+        host.answers_with(JSON);
+        host.verdict(Call::InputVerdict, word);
+        assert_eq!(host.refused(), (503, "guard_unavailable".to_owned()), "{dialect:?}");
+    }
 }
 
 #[test]
