@@ -56,7 +56,8 @@ impl Context for Root {
     fn on_http_call_response(&mut self, _token: u32, headers: usize, body_size: usize, _trailers: usize) {
         let status = if headers == 0 { 0 } else { host::status(Map::Callout) };
         let body = host::buffer(Buffer::Callout, 0, body_size);
-        match canary::outcome(status, &body) {
+        let dialect = self.shared.as_ref().map(|(_, shared)| shared.config.dialect()).unwrap_or_default();
+        match canary::outcome(dialect, status, &body) {
             Outcome::Judges => log::info!("parapet: guard self-check passed"),
             Outcome::Blind => log::error!(
                 "parapet: GUARD SELF-CHECK FAILED: the guard calls a known-unsafe text safe; its verdicts are worth nothing. \

@@ -33,14 +33,8 @@ pub enum Outcome {
     Silent,
 }
 
-/// [`judge`] for the default dialect.
 #[must_use]
-pub fn outcome(status: u16, body: &[u8]) -> Outcome {
-    judge(Dialect::default(), status, body)
-}
-
-#[must_use]
-pub fn judge(dialect: Dialect, status: u16, body: &[u8]) -> Outcome {
+pub fn outcome(dialect: Dialect, status: u16, body: &[u8]) -> Outcome {
     match dialect.parse(status, body, 0.5) {
         Verdict::Unsafe { .. } => Outcome::Judges,
         Verdict::Safe { .. } => Outcome::Blind,
@@ -60,7 +54,7 @@ mod tests {
             (200, r#"{"choices":[{"text":"I cannot"}]}"#, Outcome::Silent),
             (503, "", Outcome::Silent),
         ] {
-            assert_eq!(outcome(status, body.as_bytes()), expected, "{body}");
+            assert_eq!(outcome(Dialect::default(), status, body.as_bytes()), expected, "{body}");
         }
     }
 
@@ -86,7 +80,7 @@ mod tests {
             let turn = Turn { role: Role::User, texts: vec![TEXT.into()], is_plain: true };
             assert_eq!(prompt, dialect.input_prompt(&[turn]));
             let body = format!(r#"{{"choices":[{{"text":"{text}"}}]}}"#);
-            assert_eq!(judge(dialect, 200, body.as_bytes()), expected, "{dialect:?} {text}");
+            assert_eq!(outcome(dialect, 200, body.as_bytes()), expected, "{dialect:?} {text}");
         }
     }
 }
