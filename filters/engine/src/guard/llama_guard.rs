@@ -76,7 +76,9 @@ pub(super) fn verdict(answer: &Answer<'_>, threshold: f64) -> Verdict {
     if !said_unsafe && !word.eq_ignore_ascii_case("safe") {
         return Verdict::Failed;
     }
-    let categories = lines.next().unwrap_or_default().split(',').filter_map(|name| Category::parse(name.trim()));
+    // A name that is none of ours is kept as such: dropped, it would let the others alone decide what is excused.
+    let names = lines.next().unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty());
+    let categories = names.map(|name| Category::parse(name).unwrap_or(Category::OTHER));
     let score = answer.p_unsafe(|token| token == "safe", |token| token == "unsafe");
     Verdict::of(score, said_unsafe, threshold, categories.collect())
 }
@@ -141,14 +143,14 @@ mod tests {
     fn verdicts_are_read_and_everything_else_is_a_failure() {
         let unsafe_of = |list: &[&str]| Verdict::Unsafe {
             score: None,
-            categories: list.iter().map(|text| Category::parse(text).unwrap()).collect(),
+            categories: list.iter().map(|text| Category::parse(text).unwrap_or(Category::OTHER)).collect(),
         };
         for (text, verdict) in [
             ("safe", Verdict::Safe { score: None }),
             ("\n\nsafe", Verdict::Safe { score: None }),
             ("Unsafe\nS1, S10", unsafe_of(&["S1", "S10"])),
             ("unsafe", unsafe_of(&[])),
-            ("unsafe\nS99,x,S2", unsafe_of(&["S2"])),
+            ("unsafe\nS99,x,S2,", unsafe_of(&["other", "other", "S2"])),
             ("", Verdict::Failed),
             ("<think>safe", Verdict::Failed),
             ("safely", Verdict::Failed),
