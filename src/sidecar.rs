@@ -31,6 +31,8 @@ use crate::spool::{self, Spool, durable};
 
 /// How long the batch in work may take to end when the process is told to.
 const GRACE: Duration = Duration::from_secs(5);
+/// The spool's name for the upload's progress.
+const LANGSMITH: &str = "langsmith";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -155,7 +157,7 @@ pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> 
         let uploader = Uploader {
             client,
             config: config.clone(),
-            spool: Arc::clone(&spool),
+            queue: spool.queue(LANGSMITH),
             dead_letters,
             metrics: Arc::clone(&metrics),
             policy: Policy::default(),
@@ -227,7 +229,7 @@ impl Stores {
             segment_bytes: (options.spool_bytes / 16).clamp(64 * 1024, 16 << 20),
             max_bytes: options.spool_bytes,
             retention: Duration::from_secs(options.retention_hours.saturating_mul(3600)),
-            upload: config.upload,
+            destinations: if config.upload { vec![LANGSMITH.to_owned()] } else { Vec::new() },
         })
         .with_context(|| format!("the spool in {} cannot be opened", data.join("spool").display()))?;
         let mut index = Index::new(index::CAPACITY);

@@ -15,7 +15,7 @@ use super::run::Run;
 use super::tree;
 use crate::accesslog::line;
 use crate::metrics::Metrics;
-use crate::spool::Spool;
+use crate::spool::Queue;
 
 /// Runs that a record makes, about: a batch of the spool is then about one request, which is what a kill repeats.
 const RUNS_PER_LINE: usize = 4;
@@ -25,7 +25,7 @@ const BATCH_BYTES: usize = 8 << 20;
 pub struct Uploader {
     pub client: Arc<Client>,
     pub config: Config,
-    pub spool: Arc<Spool>,
+    pub queue: Queue,
     pub dead_letters: DeadLetters,
     pub metrics: Arc<Metrics>,
     pub policy: Policy,
@@ -42,24 +42,20 @@ impl Uploader {
     pub async fn run(mut self) {
         let limits = self.client.limits().await;
         while !*self.stop.borrow() {
-            let cursor = self.spool.cursor();
             let lines = (limits.runs / RUNS_PER_LINE).max(1);
-            let spool = Arc::clone(&self.spool);
-            let read = tokio::task::spawn_blocking(move || spool.read(cursor, lines, BATCH_BYTES)).await;
-            let batch = match read {
-                Ok(Ok(batch)) => batch,
-                Ok(Err(error)) => {
+            let batch = match self.queue.read(lines, BATCH_BYTES).await {
+                Ok(batch) => batch,
+                Err(error) => {
                     tracing::error!("the spool cannot be read: {error}; trying again");
                     if self.pause(self.policy.operator).await.is_err() {
                         return;
                     }
                     continue;
                 }
-                Err(_) => return,
             };
             if batch.lines.is_empty() {
                 tokio::select! {
-                    () = self.spool.changed() => {}
+                    () = self.queue.changed() => {}
                     _ = self.stop.changed() => {}
                 }
                 continue;
@@ -68,7 +64,7 @@ impl Uploader {
             if self.deliver(&runs, limits).await.is_err() {
                 return;
             }
-            while let Err(error) = self.spool.advance(batch.next, batch.lines.len() as u64) {
+            while let Err(error) = self.queue.advance(&batch) {
                 tracing::error!("the spool's cursor cannot be saved: {error}; trying again");
                 if self.pause(Duration::from_secs(1)).await.is_err() {
                     return;

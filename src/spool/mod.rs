@@ -1,23 +1,27 @@
-//! The spool: every run's access log line, verbatim, in durable segments under `$DATA/spool`, with a cursor that says
-//! how far the upload has come. It is the upload's queue, the local store of runs, and what deduplication is rebuilt
-//! from, so a segment outlives its upload until the retention or the size bound takes it.
+//! The spool: every run's access log line, verbatim, in durable segments under `$DATA/spool`. It is the queue of every
+//! destination (each has a cursor of its own, so that one which is down holds no other up), the local store of runs,
+//! and what deduplication is rebuilt from, so a segment outlives its delivery until the retention or the size bound
+//! takes it.
 //!
-//! What is not uploaded yet is never removed while an upload is configured.
+//! What some configured destination has not taken yet is never removed.
 
 pub mod durable;
 pub mod index;
+mod progress;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use durable::Lines;
+use progress::Progress;
+pub use progress::Queue;
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -28,9 +32,9 @@ pub struct Options {
     pub max_bytes: u64,
     /// Closed segments that nobody waits for are removed when they are older.
     pub retention: Duration,
-    /// Whether runs wait for an upload. Without one the spool is the local store alone, and what was stored meanwhile
-    /// stays local when an upload is configured later.
-    pub upload: bool,
+    /// Names of those that runs are delivered to: file names under `dir`. What was stored while a destination was not
+    /// configured is not delivered to it later; without any, the spool is the local store alone.
+    pub destinations: Vec<String>,
 }
 
 /// A place between two lines.
@@ -40,16 +44,7 @@ pub struct Cursor {
     pub offset: u64,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Saved {
-    #[serde(flatten)]
-    cursor: Cursor,
-    /// No upload was configured: what the spool holds at the next start is not waiting for one.
-    #[serde(default)]
-    local: bool,
-}
-
-/// Lines read for upload, and the cursor to advance to once they are delivered.
+/// Lines read for delivery, and the cursor to advance to once they are delivered.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub lines: Vec<Vec<u8>>,
@@ -58,7 +53,7 @@ pub struct Batch {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Lines that wait for upload.
+    /// Lines that wait for a destination: those of the one that is furthest behind.
     pub waiting: u64,
     /// Lines kept.
     pub lines: u64,
@@ -70,7 +65,7 @@ pub struct Stats {
 pub struct Spool {
     options: Options,
     state: Mutex<State>,
-    published: Notify,
+    published: watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -78,10 +73,9 @@ struct State {
     active: Lines,
     /// Length, lines and age of each segment, the active one last.
     segments: BTreeMap<u64, Segment>,
-    cursor: Cursor,
+    destinations: BTreeMap<String, Progress>,
     /// Readers see nothing behind this: the access log's position behind it is not saved yet.
     published: Cursor,
-    waiting: u64,
     unpublished: u64,
 }
 
@@ -109,30 +103,22 @@ impl Spool {
             active.len();
         let end = Cursor { segment: number, offset: active.len() };
 
-        let path = options.dir.join("cursor.json");
-        let saved: Saved = match fs::read(&path) {
-            Ok(content) => serde_json::from_slice(&content).map_err(|error| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("{} is unreadable: {error}", path.display()))
-            })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Saved::default(),
-            Err(error) => return Err(error),
-        };
-        let cursor = if saved.local || !options.upload { end } else { saved.cursor.min(end) };
-        let mut waiting = 0;
-        for (&number, segment) in segments.range(cursor.segment..) {
-            waiting += if number == cursor.segment {
-                count_lines(&segment_path(&options.dir, number), cursor.offset)?
-            } else {
-                segment.lines
-            };
+        let mut destinations = BTreeMap::new();
+        for name in &options.destinations {
+            let cursor = progress::open(&options.dir, name, end)?;
+            let mut waiting = 0;
+            for (&number, segment) in segments.range(cursor.segment..) {
+                waiting += if number == cursor.segment {
+                    count_lines(&segment_path(&options.dir, number), cursor.offset)?
+                } else {
+                    segment.lines
+                };
+            }
+            destinations.insert(name.clone(), Progress { cursor, waiting });
         }
-        let spool = Self {
-            options,
-            state: Mutex::new(State { active, segments, cursor, published: end, waiting, unpublished: 0 }),
-            published: Notify::new(),
-        };
-        spool.save_cursor(cursor)?;
-        Ok(spool)
+        progress::forget_others(&options.dir, &options.destinations)?;
+        let state = State { active, segments, destinations, published: end, unpublished: 0 };
+        Ok(Self { options, state: Mutex::new(state), published: watch::Sender::new(()) })
     }
 
     /// Appends lines (without their `\n`); they are on the disk when this returns, or not in the spool at all.
@@ -165,23 +151,22 @@ impl Spool {
     pub fn publish(&self) {
         let mut state = self.lock();
         state.published = state.end();
-        if self.options.upload {
-            state.waiting += state.unpublished;
-        } else {
-            state.cursor = state.published;
+        let unpublished = std::mem::take(&mut state.unpublished);
+        for progress in state.destinations.values_mut() {
+            progress.waiting += unpublished;
         }
-        state.unpublished = 0;
         drop(state);
-        self.published.notify_one();
+        self.published.send_replace(());
     }
 
-    /// Returns when something was published after the last call (or may have been).
-    pub async fn changed(&self) {
-        self.published.notified().await;
+    /// The queue of a destination that the spool was opened with.
+    pub fn queue(self: &Arc<Self>, destination: &str) -> Queue {
+        Queue::new(Arc::clone(self), destination.to_owned(), self.published.subscribe())
     }
 
-    pub fn cursor(&self) -> Cursor {
-        self.lock().cursor
+    /// Everything before this was delivered to every destination.
+    pub fn delivered(&self) -> Cursor {
+        self.lock().delivered()
     }
 
     /// Where the published lines end.
@@ -222,20 +207,10 @@ impl Spool {
         Ok(Batch { lines, next: from })
     }
 
-    /// Saves that everything before `to` is delivered, and removes what nobody needs any more.
-    pub fn advance(&self, to: Cursor, lines: u64) -> io::Result<()> {
-        self.save_cursor(to)?;
-        let mut state = self.lock();
-        state.cursor = to;
-        state.waiting = state.waiting.saturating_sub(lines);
-        drop(state);
-        self.remove_expired()
-    }
-
     /// Removes closed segments that are delivered (or need no delivery) and too old, or too many.
     pub fn remove_expired(&self) -> io::Result<()> {
         let mut state = self.lock();
-        let cursor = state.skip_to_existing(state.cursor);
+        let cursor = state.skip_to_existing(state.delivered());
         let mut total: u64 = state.segments.values().map(|segment| segment.bytes).sum();
         while let Some((&number, &segment)) = state.segments.iter().next() {
             let old = segment.touched.elapsed().is_ok_and(|age| age > self.options.retention);
@@ -253,7 +228,7 @@ impl Spool {
     pub fn stats(&self) -> Stats {
         let state = self.lock();
         Stats {
-            waiting: state.waiting,
+            waiting: state.destinations.values().map(|progress| progress.waiting).max().unwrap_or(0),
             lines: state.segments.values().map(|segment| segment.lines).sum(),
             bytes: state.segments.values().map(|segment| segment.bytes).sum(),
             segments: state.segments.len() as u64,
@@ -316,9 +291,19 @@ impl Spool {
         Ok(())
     }
 
-    fn save_cursor(&self, cursor: Cursor) -> io::Result<()> {
-        let saved = Saved { cursor, local: !self.options.upload };
-        durable::replace(&self.options.dir.join("cursor.json"), &serde_json::to_vec(&saved)?)
+    fn progress(&self, destination: &str) -> Progress {
+        self.lock().destinations.get(destination).copied().unwrap_or_default()
+    }
+
+    fn advance(&self, destination: &str, to: Cursor, lines: u64) -> io::Result<()> {
+        progress::save(&self.options.dir, destination, to)?;
+        let mut state = self.lock();
+        if let Some(progress) = state.destinations.get_mut(destination) {
+            progress.cursor = to;
+            progress.waiting = progress.waiting.saturating_sub(lines);
+        }
+        drop(state);
+        self.remove_expired()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -329,6 +314,10 @@ impl Spool {
 impl State {
     fn end(&self) -> Cursor {
         Cursor { segment: self.segments.keys().next_back().copied().unwrap_or(1), offset: self.active.len() }
+    }
+
+    fn delivered(&self) -> Cursor {
+        self.destinations.values().map(|progress| progress.cursor).min().unwrap_or(self.published)
     }
 
     /// The same place, written as the start of the next segment where this one is read out or gone.

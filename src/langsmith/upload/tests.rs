@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::accesslog::line::tests::line;
-use crate::spool;
+use crate::spool::{self, Spool};
 
 /// A LangSmith that keeps runs by id and answers what it is told to.
 #[derive(Default)]
@@ -121,7 +121,7 @@ fn open_spool(dir: &FsPath) -> Arc<Spool> {
         segment_bytes: 1 << 16,
         max_bytes: 1 << 20,
         retention: Duration::from_secs(3600),
-        upload: true,
+        destinations: vec!["langsmith".to_owned()],
     };
     Arc::new(Spool::open(options).unwrap())
 }
@@ -168,7 +168,7 @@ impl Rig {
         let uploader = Uploader {
             client: Arc::new(Client::new(&self.config()).unwrap()),
             config: self.config(),
-            spool: Arc::clone(&self.spool),
+            queue: self.spool.queue("langsmith"),
             dead_letters: DeadLetters::open(&self.dir.path().join("dead.jsonl")).unwrap(),
             metrics: Arc::clone(&self.metrics),
             policy: Policy { first: wait, max: wait * 4, operator: wait },
@@ -318,7 +318,7 @@ async fn what_is_not_sampled_is_passed_over() {
     let uploader = Uploader {
         client: Arc::new(Client::new(&rig.config()).unwrap()),
         config: Config { sampling_rate: 0.0, ..rig.config() },
-        spool: Arc::clone(&rig.spool),
+        queue: rig.spool.queue("langsmith"),
         dead_letters: DeadLetters::open(&rig.dir.path().join("dead.jsonl")).unwrap(),
         metrics: Arc::clone(&rig.metrics),
         policy: Policy::default(),
