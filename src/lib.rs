@@ -6,6 +6,7 @@ pub mod cache;
 pub mod feedback;
 pub mod langsmith;
 pub mod metrics;
+pub mod otel;
 pub mod sidecar;
 pub mod sim;
 pub mod spool;

@@ -26,6 +26,9 @@ use crate::langsmith::dead_letter::DeadLetters;
 use crate::langsmith::retry::Policy;
 use crate::langsmith::upload::Uploader;
 use crate::metrics::Metrics;
+use crate::otel::config::Exports;
+use crate::otel::export::Exporter;
+use crate::otel::{client as otlp, dead_letter as otlp_letters};
 use crate::spool::index::{self, Index};
 use crate::spool::{self, Spool, durable};
 
@@ -33,6 +36,8 @@ use crate::spool::{self, Spool, durable};
 const GRACE: Duration = Duration::from_secs(5);
 /// The spool's name for the upload's progress.
 const LANGSMITH: &str = "langsmith";
+/// The spool's name for the export's progress.
+const OTLP: &str = "otlp";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -74,7 +79,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     if std::env::var("REDIS_URL").is_ok_and(|url| !url.is_empty()) {
         tracing::warn!("REDIS_URL is set, but the Redis store does not exist yet: the embedded cache is used");
     }
-    let sidecar = start(options, config).await?;
+    let exports = Exports::from_env(|name| std::env::var(name).ok(), &config).context("the OpenTelemetry variables")?;
+    let sidecar = start(options, config, exports).await?;
     tracing::info!("sidecar ready: http://{}", sidecar.address);
     sidecar.until(terminated()?).await
 }
@@ -95,7 +101,7 @@ pub struct Sidecar {
 ///
 /// # Errors
 /// When another sidecar holds the data directory, the port is taken, or something stored cannot be read.
-pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> {
+pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow::Result<Sidecar> {
     let data = options.data_dir.clone();
     for dir in ["", "log", "spool", "audit", "cache", "run"] {
         let dir = data.join(dir);
@@ -109,9 +115,9 @@ pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> 
     let address = listener.local_addr()?;
 
     let metrics = Arc::new(Metrics::new());
-    let opening = (options.clone(), config.clone(), Arc::clone(&metrics));
+    let opening = (options.clone(), exports.clone(), Arc::clone(&metrics));
     let stores = tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, opening.2)).await??;
-    let Stores { spool, index, audit, cache, feedback, dead_letters, position } = stores;
+    let Stores { spool, index, audit, cache, feedback, dead_letters, otlp_letters, position } = stores;
 
     let access_log = options.access_log.clone().unwrap_or_else(|| data.join("log/access.jsonl"));
     let resume =
@@ -152,7 +158,7 @@ pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> 
         stop: stopping.clone(),
     };
     tasks.push(tokio::spawn(sender.run()));
-    if let Some(client) = client {
+    if let Some(client) = client.filter(|_| exports.langsmith) {
         tracing::info!("runs are uploaded to {} as project `{}`", config.endpoint, config.shape.project);
         let uploader = Uploader {
             client,
@@ -161,11 +167,28 @@ pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> 
             dead_letters,
             metrics: Arc::clone(&metrics),
             policy: Policy::default(),
-            stop: stopping,
+            stop: stopping.clone(),
         };
         tasks.push(tokio::spawn(uploader.run()));
-    } else {
-        tracing::info!("no LANGSMITH_API_KEY or LANGSMITH_ENDPOINT: runs stay in {}", data.join("spool").display());
+    }
+    if let Some(otlp) = exports.otlp.clone() {
+        tracing::info!("spans are exported to {}", otlp.endpoint);
+        let exporter = Exporter {
+            client: Arc::new(otlp::Client::new(otlp)?),
+            sampling: config.clone(),
+            queue: spool.queue(OTLP),
+            dead_letters: otlp_letters,
+            metrics: Arc::clone(&metrics),
+            policy: Policy::default(),
+            stop: stopping,
+        };
+        tasks.push(tokio::spawn(exporter.run()));
+    }
+    if !exports.langsmith && exports.otlp.is_none() {
+        tracing::info!(
+            "no LANGSMITH_API_KEY, LANGSMITH_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT: runs stay in {}",
+            data.join("spool").display()
+        );
     }
     let shared = http::Shared { metrics, spool, cache, feedback, config: Arc::new(config) };
     Ok(Sidecar { address, listener, shared, stop, stop_tasks, pipeline_ended, tasks, _lock: lock })
@@ -218,18 +241,21 @@ struct Stores {
     cache: Arc<Store>,
     feedback: Arc<Feedback>,
     dead_letters: DeadLetters,
+    otlp_letters: otlp_letters::DeadLetters,
     position: PositionFile,
 }
 
 impl Stores {
-    fn open(options: &Options, config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    fn open(options: &Options, exports: &Exports, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let data = &options.data_dir;
+        let langsmith = exports.langsmith.then(|| LANGSMITH.to_owned());
+        let otlp = exports.otlp.as_ref().map(|_| OTLP.to_owned());
         let spool = Spool::open(spool::Options {
             dir: data.join("spool"),
             segment_bytes: (options.spool_bytes / 16).clamp(64 * 1024, 16 << 20),
             max_bytes: options.spool_bytes,
             retention: Duration::from_secs(options.retention_hours.saturating_mul(3600)),
-            destinations: if config.upload { vec![LANGSMITH.to_owned()] } else { Vec::new() },
+            destinations: langsmith.into_iter().chain(otlp).collect(),
         })
         .with_context(|| format!("the spool in {} cannot be opened", data.join("spool").display()))?;
         let mut index = Index::new(index::CAPACITY);
@@ -247,6 +273,8 @@ impl Stores {
             index,
             dead_letters: DeadLetters::open(&data.join("spool/dead-letters.jsonl"))
                 .context("the dead-letter file cannot be opened")?,
+            otlp_letters: otlp_letters::DeadLetters::open(&data.join("spool/dead-letters-otlp.jsonl"))
+                .context("the OTLP export's dead-letter file cannot be opened")?,
             position: PositionFile::new(data.join("run/accesslog-position.json")),
         })
     }

@@ -114,9 +114,7 @@ impl Builder<'_> {
         let order = self.root.child(&format!("attempt:{index}"), attempt.start_us);
         let next_start = record.attempts.get(index + 1).map(|next| next.start_us);
         let end_us = attempt.end_us.or(next_start).unwrap_or(self.end_us);
-        let answered = index + 1 == record.attempts.len() && attempt.outcome == "ok";
-        // What the guard replaced is not what the model said, and what it said is in nobody's record.
-        let replaced = blocked(record.output_guard.as_ref()) || blocked(record.input_guard.as_ref());
+        let (answered, replaced) = (answered(record, index), replaced(record));
 
         let mut metadata = self.metadata();
         metadata.insert("ls_provider".into(), attempt.provider.clone().into());
@@ -167,16 +165,7 @@ impl Builder<'_> {
             let time = iso(first.max(order.start_us));
             run.fields.push(("events", json!([{ "name": "new_token", "time": time }]).to_string()));
         }
-        let error = match attempt.outcome.as_str() {
-            "ok" if answered && record.truncated && !record.client_aborted => {
-                Some("the answer was cut off upstream".to_owned())
-            }
-            "ok" => None,
-            outcome if record.client_aborted || replaced => {
-                (index + 1 < record.attempts.len()).then(|| attempt_error(outcome, attempt.status))
-            }
-            outcome => Some(attempt_error(outcome, attempt.status)),
-        };
+        let error = attempt_failure(record, index).map(|failure| failure.message);
         run.fields.extend(error.map(|error| ("error", Value::from(error).to_string())));
         run
     }
@@ -312,14 +301,47 @@ fn usd(nanousd: u64) -> f64 {
     nanousd as f64 / 1e9
 }
 
-fn attempt_error(outcome: &str, status: u16) -> String {
+/// Whether this attempt gave the answer.
+pub fn answered(record: &Record, index: usize) -> bool {
+    index + 1 == record.attempts.len() && record.attempts.last().is_some_and(|attempt| attempt.outcome == "ok")
+}
+
+/// Whether a guard put its own text in the answer's place: that is not what the model said, and what it said is in
+/// nobody's record.
+pub fn replaced(record: &Record) -> bool {
+    blocked(record.output_guard.as_ref()) || blocked(record.input_guard.as_ref())
+}
+
+/// Why an attempt failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The provider's status, or the record's word: of a bounded set.
+    pub kind: String,
+    pub message: String,
+}
+
+/// None for an attempt that succeeded, or that ended because nobody wanted its answer any more.
+pub fn attempt_failure(record: &Record, index: usize) -> Option<Failure> {
+    let attempt = record.attempts.get(index)?;
+    let outcome = attempt.outcome.as_str();
+    let failure = |kind: &str, message: &str| Some(Failure { kind: kind.to_owned(), message: message.to_owned() });
+    if outcome == "ok" {
+        let cut = answered(record, index) && record.truncated && !record.client_aborted;
+        return if cut { failure("truncated", "the answer was cut off upstream") } else { None };
+    }
+    if (record.client_aborted || replaced(record)) && index + 1 == record.attempts.len() {
+        return None;
+    }
     match outcome {
-        "status" => format!("the provider answered with status {status}"),
-        "no_first_token" => "no first token within the limit".to_owned(),
-        "error_event" => "the provider sent an error in its stream".to_owned(),
-        "empty" => "the provider's answer was empty".to_owned(),
-        "reset" => "the connection to the provider failed".to_owned(),
-        other => format!("the attempt ended as {other}"),
+        "status" => {
+            let status = attempt.status.to_string();
+            failure(&status, &format!("the provider answered with status {status}"))
+        }
+        "no_first_token" => failure(outcome, "no first token within the limit"),
+        "error_event" => failure(outcome, "the provider sent an error in its stream"),
+        "empty" => failure(outcome, "the provider's answer was empty"),
+        "reset" => failure(outcome, "the connection to the provider failed"),
+        other => failure(other, &format!("the attempt ended as {other}")),
     }
 }
 

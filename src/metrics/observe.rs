@@ -167,6 +167,16 @@ impl Metrics {
         self.upload_requests.get_or_create(&[("outcome", label.to_owned())]).inc();
     }
 
+    /// What became of spans: `accepted`, `rejected` (by a collector that took the others), `parked`, `not_sampled`,
+    /// `unreadable`.
+    pub fn otlp_spans(&self, outcome: &'static str, spans: u64) {
+        self.otlp_spans.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(spans);
+    }
+
+    pub fn otlp_request(&self, outcome: &'static str) {
+        self.otlp_requests.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+    }
+
     pub fn feedback(&self, outcome: &'static str) {
         self.feedback.get_or_create(&[("outcome", outcome.to_owned())]).inc();
     }

@@ -81,7 +81,8 @@ struct Running {
 impl Running {
     async fn start(options: Options, config: Config) -> Self {
         crate::langsmith::client::install_crypto();
-        let sidecar = start(options, config).await.unwrap();
+        let exports = Exports { langsmith: config.upload, otlp: None };
+        let sidecar = start(options, config, exports).await.unwrap();
         let url = format!("http://{}", sidecar.address);
         let (shutdown, told) = oneshot::channel();
         let task = tokio::spawn(sidecar.until(async {
@@ -175,7 +176,7 @@ async fn without_an_upload_runs_stay_local() {
 async fn two_sidecars_never_share_a_data_directory() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(options(dir.path(), "http://127.0.0.1:9"), config(None)).await;
-    let error = start(options(dir.path(), "http://127.0.0.1:9"), config(None)).await.err().unwrap();
+    let error = start(options(dir.path(), "http://127.0.0.1:9"), config(None), Exports::default()).await.err().unwrap();
     assert!(error.to_string().contains("another sidecar works in"), "{error}");
     running.stop().await;
     Running::start(options(dir.path(), "http://127.0.0.1:9"), config(None)).await.stop().await;

@@ -17,7 +17,7 @@ const COMMON: [&str; 8] = ["PATH", "HOME", "TZ", "LANG", "TMPDIR", "RUST_LOG", "
 /// What the sidecar has no business with: it never speaks to a model.
 const PROVIDER_KEYS: [&str; 3] = ["VLLM_API_KEY", "OPENAI_API_KEY", "LLAMAGUARD_API_KEY"];
 /// What Envoy has no business with, whatever a configuration asks for.
-const TRACING_PREFIXES: [&str; 2] = ["LANGSMITH_", "LANGCHAIN_"];
+const TRACING_PREFIXES: [&str; 3] = ["LANGSMITH_", "LANGCHAIN_", "OTEL_"];
 /// Both sides of the simulated OpenAI know this key.
 const DEMONSTRATION_KEY: &str = "sk-demonstration-only";
 
