@@ -17,6 +17,7 @@ use crate::accesslog::pipeline::{self, Pipeline, Stop};
 use crate::accesslog::position::PositionFile;
 use crate::accesslog::rotate::Rotator;
 use crate::accesslog::tail::{self, Tail};
+use crate::als;
 use crate::audit::Audit;
 use crate::cache::{Store, embedded::Embedded};
 use crate::feedback::{Feedback, queue::Queue, send::Sender};
@@ -34,6 +35,8 @@ use crate::spool::{self, Spool, durable};
 
 /// How long the batch in work may take to end when the process is told to.
 const GRACE: Duration = Duration::from_secs(5);
+/// Memory of lines that came over the network and are not durable yet.
+const ARRIVALS_BYTES: usize = 64 << 20;
 /// The spool's name for the upload's progress.
 const LANGSMITH: &str = "langsmith";
 /// The spool's name for the export's progress.
@@ -47,6 +50,9 @@ pub struct Options {
     /// Port to listen on.
     #[arg(long = "port", env = "PARAPET_SIDECAR_PORT", default_value_t = 9090)]
     pub port: u16,
+    /// Port of Envoy's gRPC access log service, on the same address; 0 serves none.
+    #[arg(long, env = "PARAPET_ALS_PORT", default_value = "0", value_parser = port_or_none)]
+    pub als_port: u16,
     /// Directory of everything that is remembered.
     #[arg(long, env = "PARAPET_DATA_DIR", default_value = ".parapet")]
     pub data_dir: PathBuf,
@@ -114,6 +120,18 @@ pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow
         .with_context(|| format!("{wanted} cannot be listened on; set PARAPET_SIDECAR_PORT to a free port"))?;
     let address = listener.local_addr()?;
 
+    let als_listener = match options.als_port {
+        0 => None,
+        port => {
+            let wanted = SocketAddr::new(options.listen, port);
+            let listener = TcpListener::bind(wanted).await;
+            Some(
+                listener
+                    .with_context(|| format!("{wanted} cannot be listened on; set PARAPET_ALS_PORT to a free port"))?,
+            )
+        }
+    };
+
     let metrics = Arc::new(Metrics::new());
     let opening = (options.clone(), exports.clone(), Arc::clone(&metrics));
     let stores = tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, opening.2)).await??;
@@ -130,7 +148,9 @@ pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow
     };
     let stop = Arc::new(Stop::default());
     let (pipeline_alive, pipeline_ended) = oneshot::channel();
+    let (entrance, arrivals) = als::arrivals::channel(ARRIVALS_BYTES);
     let pipeline = Pipeline {
+        arrivals: als_listener.is_some().then_some(arrivals),
         tail: Tail::new(tail::Options::new(access_log), resume),
         position,
         spool: Arc::clone(&spool),
@@ -149,6 +169,11 @@ pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow
 
     let (stop_tasks, stopping) = watch::channel(false);
     let mut tasks = Vec::new();
+    if let Some(listener) = als_listener {
+        tracing::info!("Envoy's gRPC access logs are taken at {}", listener.local_addr()?);
+        let server = als::server::Server { entrance, metrics: Arc::clone(&metrics) };
+        tasks.push(tokio::spawn(server.run(listener, stopping.clone())));
+    }
     let client = if config.upload { Some(Arc::new(Client::new(&config)?)) } else { None };
     let sender = Sender {
         feedback: Arc::clone(&feedback),
@@ -278,6 +303,11 @@ impl Stores {
             position: PositionFile::new(data.join("run/accesslog-position.json")),
         })
     }
+}
+
+/// An empty variable counts as absent: that is how compose files pass what is not set.
+fn port_or_none(text: &str) -> Result<u16, std::num::ParseIntError> {
+    if text.is_empty() { Ok(0) } else { text.parse() }
 }
 
 /// Two sidecars in one data directory would each upload half and corrupt the rest.

@@ -15,6 +15,7 @@ use super::line::{self, Line, Skipped};
 use super::position::PositionFile;
 use super::rotate::Rotator;
 use super::tail::{Polled, Tail};
+use crate::als::arrivals::Arrivals;
 use crate::audit::Audit;
 use crate::cache::{self, Store};
 use crate::langsmith::tree;
@@ -55,6 +56,8 @@ impl Stop {
 
 pub struct Pipeline {
     pub tail: Tail,
+    /// Lines that come over the network; they have no position.
+    pub arrivals: Option<Arrivals>,
     pub position: PositionFile,
     pub spool: Arc<Spool>,
     pub index: Arc<Mutex<Index>>,
@@ -87,16 +90,35 @@ impl Pipeline {
                 }
             }
         }
+        // What came over the network is nowhere else.
+        while self.receive() == Some(true) {}
     }
 
     /// One read and all its effects. False when there was nothing new, or when told to end in the middle.
     pub fn step(&mut self) -> io::Result<bool> {
+        let Some(received) = self.receive() else { return Ok(false) };
         let polled = self.tail.poll(BATCH_BYTES)?;
         self.metrics.backlog(self.tail.backlog());
         if polled.is_idle() {
-            return Ok(false);
+            return Ok(received);
         }
         Ok(self.take(&polled).is_some())
+    }
+
+    /// Takes what has arrived; whether there was anything, none when told to end in the middle.
+    fn receive(&mut self) -> Option<bool> {
+        let arrived = self.arrivals.as_mut().map(|arrivals| arrivals.take(BATCH_BYTES)).unwrap_or_default();
+        if arrived.is_empty() {
+            return Some(false);
+        }
+        let mut polled = Polled::default();
+        let mut rooms = Vec::with_capacity(arrived.len());
+        for one in arrived {
+            let (line, room) = one.split();
+            polled.lines.push(line);
+            rooms.push(room);
+        }
+        self.take(&polled).map(|()| true)
     }
 
     fn take(&mut self, polled: &Polled) -> Option<()> {

@@ -91,6 +91,7 @@ pub struct Metrics {
     spool_bytes: Level,
     upload_runs: Counters<1>,
     upload_requests: Counters<1>,
+    als_entries: Counters<1>,
     otlp_spans: Counters<1>,
     otlp_requests: Counters<1>,
     feedback: Counters<1>,
@@ -160,6 +161,8 @@ impl Metrics {
             spool_bytes: add.level("parapet_spool_bytes", "Size of the spool"),
             upload_runs: add.counters("parapet_upload_runs", "Runs, by what became of their upload"),
             upload_requests: add.counters("parapet_upload_requests", "Requests to LangSmith, by outcome"),
+            als_entries: add
+                .counters("parapet_als_entries", "Entries of the gRPC access log service, by what became of them"),
             otlp_spans: add.counters("parapet_otlp_spans", "Spans, by what became of their export"),
             otlp_requests: add.counters("parapet_otlp_requests", "Requests to the OTLP collector, by outcome"),
             feedback: add.counters("parapet_feedback", "Feedback, by what became of it"),

@@ -167,6 +167,11 @@ impl Metrics {
         self.upload_requests.get_or_create(&[("outcome", label.to_owned())]).inc();
     }
 
+    /// `taken`, `without_line`, `not_a_line`, `too_long`; and `stream_broken`, which may have lost some.
+    pub fn als_entry(&self, outcome: &'static str) {
+        self.als_entries.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+    }
+
     /// What became of spans: `accepted`, `rejected` (by a collector that took the others), `parked`, `not_sampled`,
     /// `unreadable`.
     pub fn otlp_spans(&self, outcome: &'static str, spans: u64) {

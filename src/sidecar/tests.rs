@@ -16,6 +16,7 @@ fn options(data_dir: &Path, admin: &str) -> Options {
     Options {
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: 0,
+        als_port: 0,
         data_dir: data_dir.to_owned(),
         access_log: None,
         admin_port: 0,

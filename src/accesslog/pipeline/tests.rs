@@ -44,6 +44,7 @@ fn pipeline(dir: &Path) -> Pipeline {
     let resume = position.load().unwrap();
     let options = tail::Options { grace: Duration::ZERO, ..tail::Options::new(dir.join("access.jsonl")) };
     Pipeline {
+        arrivals: None,
         tail: Tail::new(options, resume),
         position,
         spool: Arc::new(spool),
@@ -172,4 +173,35 @@ fn a_write_that_fails_is_tried_again_and_the_position_waits() {
     stop.stop();
     thread.join().unwrap();
     assert!(dir.path().join("position.json").exists());
+}
+
+#[tokio::test]
+async fn a_line_that_both_sources_bring_counts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (entrance, arrivals) = crate::als::arrivals::channel(1 << 20);
+    let mut pipeline = Pipeline { arrivals: Some(arrivals), ..pipeline(dir.path()) };
+    for line in [record(0), "garbage".to_owned(), record(1)] {
+        assert!(entrance.put(line.into_bytes()).await);
+    }
+    write(dir.path(), &[record(1), record(2)].map(|line| line + "\n").concat());
+    drain(&mut pipeline);
+    assert!(entrance.put(record(2).into_bytes()).await);
+    drain(&mut pipeline);
+    assert_eq!(spooled(&pipeline), ids(0..3));
+    let text = pipeline.metrics.encode().unwrap();
+    for line in ["parapet_accesslog_records_total 3", "parapet_accesslog_duplicates_total 2"] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_has_arrived_before_the_end_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let (entrance, arrivals) = crate::als::arrivals::channel(1 << 20);
+    let pipeline = Pipeline { arrivals: Some(arrivals), ..pipeline(dir.path()) };
+    let spool = Arc::clone(&pipeline.spool);
+    assert!(entrance.put(record(0).into_bytes()).await);
+    pipeline.stop.stop();
+    pipeline.run();
+    assert_eq!(spool.stats().lines, 1);
 }
