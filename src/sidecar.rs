@@ -155,6 +155,7 @@ pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow
         position,
         spool: Arc::clone(&spool),
         index: Arc::clone(&index),
+        others: Index::new(pipeline::OTHERS),
         audit,
         cache: Arc::clone(&cache),
         metrics: Arc::clone(&metrics),

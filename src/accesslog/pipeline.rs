@@ -29,6 +29,8 @@ const BATCH_BYTES: usize = 4 << 20;
 const IDLE: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(1);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Records without runs that are remembered: the two sources are seconds apart.
+pub const OTHERS: usize = 16_384;
 /// Lines that could not be used are logged at most so often.
 const SAMPLE: Duration = Duration::from_secs(10);
 
@@ -61,6 +63,8 @@ pub struct Pipeline {
     pub position: PositionFile,
     pub spool: Arc<Spool>,
     pub index: Arc<Mutex<Index>>,
+    /// Records that make no runs: nobody looks them up, but both sources may bring them.
+    pub others: Index,
     pub audit: Audit,
     pub cache: Arc<Store>,
     pub metrics: Arc<Metrics>,
@@ -148,7 +152,7 @@ impl Pipeline {
             .map(|((text, _), _)| *text)
             .collect();
         retry(stop, metrics, "spool", || self.spool.append(&spooled))?;
-        self.remember(&lines, &fresh);
+        remember_all(&self.index, &mut self.others, &lines, &fresh);
 
         let audited = retry(stop, metrics, "audit log", || self.audit.append(&lines))?;
         audited.into_iter().for_each(|side| metrics.audited(side.name()));
@@ -179,14 +183,8 @@ impl Pipeline {
     fn fresh(&self, lines: &[Line]) -> Vec<bool> {
         let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch: HashSet<Uuid> = HashSet::new();
-        lines.iter().map(|line| index.get(line.id).is_none() && batch.insert(line.id)).collect()
-    }
-
-    fn remember(&self, lines: &[Line], fresh: &[bool]) {
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        for (line, _) in lines.iter().zip(fresh).filter(|(line, fresh)| **fresh && line.is_run()) {
-            remember(&mut index, line);
-        }
+        let known = |id| index.get(id).is_some() || self.others.get(id).is_some();
+        lines.iter().map(|line| !known(line.id) && batch.insert(line.id)).collect()
     }
 
     fn note(&mut self, polled: &Polled) {
@@ -237,6 +235,13 @@ pub fn rebuild(spool: &Spool, index: &mut Index) -> io::Result<()> {
             remember(index, &line);
         }
     })
+}
+
+fn remember_all(index: &Mutex<Index>, others: &mut Index, lines: &[Line], fresh: &[bool]) {
+    let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+    for (line, _) in lines.iter().zip(fresh).filter(|(_, fresh)| **fresh) {
+        remember(if line.is_run() { &mut index } else { others }, line);
+    }
 }
 
 fn remember(index: &mut Index, line: &Line) {

@@ -49,6 +49,7 @@ fn pipeline(dir: &Path) -> Pipeline {
         position,
         spool: Arc::new(spool),
         index: Arc::new(Mutex::new(index)),
+        others: Index::new(OTHERS),
         audit: Audit::open(&dir.join("audit")).unwrap(),
         cache: Arc::new(Store::Embedded(Embedded::open(&dir.join("cache.jsonl"), 1 << 20, 0).unwrap())),
         metrics: Arc::new(Metrics::new()),
@@ -180,16 +181,17 @@ async fn a_line_that_both_sources_bring_counts_once() {
     let dir = tempfile::tempdir().unwrap();
     let (entrance, arrivals) = crate::als::arrivals::channel(1 << 20);
     let mut pipeline = Pipeline { arrivals: Some(arrivals), ..pipeline(dir.path()) };
-    for line in [record(0), "garbage".to_owned(), record(1)] {
+    let health = wrap(&json!({"v": 1, "id": id(99), "api": "health", "status": 200}).to_string());
+    for line in [record(0), "garbage".to_owned(), record(1), health.clone()] {
         assert!(entrance.put(line.into_bytes()).await);
     }
-    write(dir.path(), &[record(1), record(2)].map(|line| line + "\n").concat());
+    write(dir.path(), &[record(1), health, record(2)].map(|line| line + "\n").concat());
     drain(&mut pipeline);
     assert!(entrance.put(record(2).into_bytes()).await);
     drain(&mut pipeline);
     assert_eq!(spooled(&pipeline), ids(0..3));
     let text = pipeline.metrics.encode().unwrap();
-    for line in ["parapet_accesslog_records_total 3", "parapet_accesslog_duplicates_total 2"] {
+    for line in ["parapet_accesslog_records_total 4", "parapet_accesslog_duplicates_total 3"] {
         assert!(text.contains(line), "{line}\n{text}");
     }
 }
