@@ -20,10 +20,11 @@ use crate::accesslog::tail::{self, Tail};
 use crate::als;
 use crate::audit::Audit;
 use crate::cache::{Store, embedded::Embedded};
-use crate::feedback::{Feedback, queue::Queue, send::Sender};
+use crate::feedback::{Feedback, queue::Queue, send};
 use crate::langsmith::client::Client;
 use crate::langsmith::config::Config;
 use crate::langsmith::dead_letter::DeadLetters;
+use crate::langsmith::deliver::{Delivery, Pace};
 use crate::langsmith::retry::Policy;
 use crate::langsmith::upload::Uploader;
 use crate::metrics::Metrics;
@@ -37,10 +38,8 @@ use crate::spool::{self, Spool, durable};
 const GRACE: Duration = Duration::from_secs(5);
 /// Memory of lines that came over the network and are not durable yet.
 const ARRIVALS_BYTES: usize = 64 << 20;
-/// The spool's name for the upload's progress.
-const LANGSMITH: &str = "langsmith";
-/// The spool's name for the export's progress.
-const OTLP: &str = "otlp";
+/// The export's name in the spool; the uploads have their addresses, which hold no such letter.
+const OTLP: &str = "@otlp";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -133,9 +132,10 @@ pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow
     };
 
     let metrics = Arc::new(Metrics::new());
-    let opening = (options.clone(), exports.clone(), Arc::clone(&metrics));
-    let stores = tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, opening.2)).await??;
-    let Stores { spool, index, audit, cache, feedback, dead_letters, otlp_letters, position } = stores;
+    let opening = (options.clone(), config.clone(), exports.clone(), Arc::clone(&metrics));
+    let stores =
+        tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, &opening.2, opening.3)).await??;
+    let Stores { spool, index, audit, cache, feedback, otlp_letters, position } = stores;
 
     let access_log = options.access_log.clone().unwrap_or_else(|| data.join("log/access.jsonl"));
     let resume =
@@ -175,38 +175,26 @@ pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow
         let server = als::server::Server { entrance, metrics: Arc::clone(&metrics) };
         tasks.push(tokio::spawn(server.run(listener, stopping.clone())));
     }
-    let client = if config.upload { Some(Arc::new(Client::new(&config)?)) } else { None };
-    let sender = Sender {
+    let config = Arc::new(config);
+    let sender = |destination| send::Sender {
         feedback: Arc::clone(&feedback),
-        client: client.clone(),
-        config: config.clone(),
+        destination,
+        config: Arc::clone(&config),
         policy: Policy::default(),
+        invisible: send::INVISIBLE,
         stop: stopping.clone(),
     };
-    tasks.push(tokio::spawn(sender.run()));
-    if let Some(client) = client.filter(|_| exports.langsmith) {
-        tracing::info!("runs are uploaded to {} as project `{}`", config.endpoint, config.shape.project);
-        let uploader = Uploader {
-            client,
-            config: config.clone(),
-            queue: spool.queue(LANGSMITH),
-            dead_letters,
-            metrics: Arc::clone(&metrics),
-            policy: Policy::default(),
-            stop: stopping.clone(),
-        };
-        tasks.push(tokio::spawn(uploader.run()));
-    }
     if let Some(otlp) = exports.otlp.clone() {
         tracing::info!("spans are exported to {}", otlp.endpoint);
         let exporter = Exporter {
+            destination: OTLP.to_owned(),
             client: Arc::new(otlp::Client::new(otlp)?),
-            sampling: config.clone(),
-            queue: spool.queue(OTLP),
+            sampling: Arc::clone(&config),
+            spool: Arc::clone(&spool),
             dead_letters: otlp_letters,
             metrics: Arc::clone(&metrics),
             policy: Policy::default(),
-            stop: stopping,
+            stop: stopping.clone(),
         };
         tasks.push(tokio::spawn(exporter.run()));
     }
@@ -216,7 +204,39 @@ pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow
             data.join("spool").display()
         );
     }
-    let shared = http::Shared { metrics, spool, cache, feedback, config: Arc::new(config) };
+    if !config.uploads() {
+        tasks.push(tokio::spawn(sender(None).run()));
+    }
+    let dead_letters = Arc::new(DeadLetters::new(&data.join("spool")));
+    for destination in &config.destinations {
+        let client = Arc::new(Client::new(&config, destination)?);
+        let name = destination.name.clone();
+        let (receiver, letters) = (Arc::clone(&client), Arc::clone(&dead_letters));
+        let receiver = send::Destination { name: name.clone(), client: receiver, dead_letters: letters };
+        tasks.push(tokio::spawn(sender(Some(receiver)).run()));
+        if !exports.langsmith {
+            continue;
+        }
+        tracing::info!("runs are uploaded to {} as project `{}`", destination.endpoint, destination.project);
+        let delivery = Delivery {
+            destination: name,
+            client,
+            dead_letters: Arc::clone(&dead_letters),
+            metrics: Arc::clone(&metrics),
+            policy: Policy::default(),
+            stop: stopping.clone(),
+            pace: Pace::default(),
+        };
+        let uploader = Uploader {
+            delivery: Arc::new(delivery),
+            shape: config.shape_for(destination),
+            config: Arc::clone(&config),
+            spool: Arc::clone(&spool),
+            feedback: Arc::clone(&feedback),
+        };
+        tasks.push(tokio::spawn(uploader.run()));
+    }
+    let shared = http::Shared { metrics, spool, cache, feedback, config };
     Ok(Sidecar { address, listener, shared, stop, stop_tasks, pipeline_ended, tasks, _lock: lock })
 }
 
@@ -266,22 +286,22 @@ struct Stores {
     audit: Audit,
     cache: Arc<Store>,
     feedback: Arc<Feedback>,
-    dead_letters: DeadLetters,
     otlp_letters: otlp_letters::DeadLetters,
     position: PositionFile,
 }
 
 impl Stores {
-    fn open(options: &Options, exports: &Exports, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    fn open(options: &Options, config: &Config, exports: &Exports, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let data = &options.data_dir;
-        let langsmith = exports.langsmith.then(|| LANGSMITH.to_owned());
+        let destinations: Vec<String> = config.destinations.iter().map(|to| to.name.clone()).collect();
+        let uploads = destinations.iter().filter(|_| exports.langsmith).cloned();
         let otlp = exports.otlp.as_ref().map(|_| OTLP.to_owned());
         let spool = Spool::open(spool::Options {
             dir: data.join("spool"),
             segment_bytes: (options.spool_bytes / 16).clamp(64 * 1024, 16 << 20),
             max_bytes: options.spool_bytes,
             retention: Duration::from_secs(options.retention_hours.saturating_mul(3600)),
-            destinations: langsmith.into_iter().chain(otlp).collect(),
+            destinations: uploads.chain(otlp).collect(),
         })
         .with_context(|| format!("the spool in {} cannot be opened", data.join("spool").display()))?;
         let mut index = Index::new(index::CAPACITY);
@@ -290,15 +310,14 @@ impl Stores {
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let cache = Embedded::open(&data.join("cache/entries.jsonl"), options.cache_bytes, now_s)
             .context("the cache's file cannot be opened")?;
-        let queue = Queue::open(&data.join("spool/feedback.jsonl")).context("the feedback queue cannot be opened")?;
+        let queue = Queue::open(&data.join("spool/feedback.jsonl"), &destinations)
+            .context("the feedback queue cannot be opened")?;
         Ok(Self {
             spool: Arc::new(spool),
             audit: Audit::open(&data.join("audit"))?,
             cache: Arc::new(Store::Embedded(cache)),
             feedback: Arc::new(Feedback::new(queue, Arc::clone(&index), metrics)),
             index,
-            dead_letters: DeadLetters::open(&data.join("spool/dead-letters.jsonl"))
-                .context("the dead-letter file cannot be opened")?,
             otlp_letters: otlp_letters::DeadLetters::open(&data.join("spool/dead-letters-otlp.jsonl"))
                 .context("the OTLP export's dead-letter file cannot be opened")?,
             position: PositionFile::new(data.join("run/accesslog-position.json")),

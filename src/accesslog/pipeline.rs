@@ -246,7 +246,7 @@ fn remember_all(index: &Mutex<Index>, others: &mut Index, lines: &[Line], fresh:
 
 fn remember(index: &mut Index, line: &Line) {
     let order = tree::root_order(line);
-    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us);
+    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us, true);
 }
 
 /// Does it until it is done; none when told to end before.

@@ -12,39 +12,66 @@ pub struct Form {
     pub body: Vec<u8>,
 }
 
+/// What stands around the parts.
+pub const FRAME: usize = 64;
+
 /// Encodes the runs. The boundary is random: content cannot hold it.
-pub fn encode(runs: &[Run]) -> Result<Form, serde_json::Error> {
+pub fn encode(runs: &[Run]) -> Form {
     let boundary = Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).simple().to_string();
-    let mut body = Vec::with_capacity(runs.iter().map(Run::size).sum());
+    let mut body = Vec::with_capacity(runs.iter().map(Run::size).sum::<usize>() + FRAME);
     for run in runs {
-        part(&mut body, &boundary, &format!("post.{}", run.id), &run.head()?);
+        let mut buffer = Uuid::encode_buffer();
+        let id = &*run.id.hyphenated().encode_lower(&mut buffer);
+        part(&mut body, &boundary, &["post.", id], run.head.as_bytes());
         for (field, value) in &run.fields {
-            part(&mut body, &boundary, &format!("post.{}.{field}", run.id), value.as_bytes());
+            part(&mut body, &boundary, &["post.", id, ".", field], value.as_bytes());
         }
     }
-    body.extend_from_slice(format!("--{boundary}--\r\n").as_bytes());
-    Ok(Form { content_type: format!("multipart/form-data; boundary={boundary}"), body })
+    for text in ["--", &boundary, "--\r\n"] {
+        body.extend_from_slice(text.as_bytes());
+    }
+    Form { content_type: format!("multipart/form-data; boundary={boundary}"), body }
 }
 
-fn part(body: &mut Vec<u8>, boundary: &str, name: &str, content: &[u8]) {
-    let head = format!(
-        "--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-        content.len()
-    );
-    body.extend_from_slice(head.as_bytes());
+fn part(body: &mut Vec<u8>, boundary: &str, name: &[&str], content: &[u8]) {
+    let length = content.len().to_string();
+    for text in ["--", boundary, "\r\nContent-Disposition: form-data; name=\""] {
+        body.extend_from_slice(text.as_bytes());
+    }
+    for text in name {
+        body.extend_from_slice(text.as_bytes());
+    }
+    for text in ["\"\r\nContent-Type: application/json\r\nContent-Length: ", &length, "\r\n\r\n"] {
+        body.extend_from_slice(text.as_bytes());
+    }
     body.extend_from_slice(content);
     body.extend_from_slice(b"\r\n");
 }
 
 /// The body of `POST /runs/batch`, for servers without the multipart endpoint.
-pub fn encode_batch(runs: &[Run]) -> Result<Vec<u8>, serde_json::Error> {
+pub fn encode_batch(runs: &[Run]) -> Vec<u8> {
     let mut body = b"{\"post\":[".to_vec();
     for (index, run) in runs.iter().enumerate() {
         if index > 0 {
             body.push(b',');
         }
-        body.extend_from_slice(&run.whole()?);
+        body.extend_from_slice(run.whole().as_bytes());
     }
     body.extend_from_slice(b"],\"patch\":[]}");
-    Ok(body)
+    body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_is_never_longer_than_its_runs_say() {
+        for field in ["x".repeat(9_999_999), String::new()] {
+            let fields = vec![("inputs", "{}".to_owned()), ("outputs", field.clone()), ("error", "\"e\"".to_owned())];
+            let runs = vec![Run { id: Uuid::max(), head: "{}".to_owned(), fields }; 3];
+            let bound = runs.iter().map(Run::size).sum::<usize>() + FRAME;
+            assert!(encode(&runs).body.len() <= bound && encode_batch(&runs).len() <= bound);
+        }
+    }
 }

@@ -1,7 +1,13 @@
 //! A run as LangSmith takes it: a small head, and the big fields as JSON texts that are never parsed again.
 
+use std::collections::BTreeMap;
+
 use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use uuid::Uuid;
+
+/// The fields that travel as parts of their own.
+pub const FIELDS: [&str; 5] = ["inputs", "outputs", "events", "extra", "error"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -11,8 +17,9 @@ pub enum RunType {
     Tool,
 }
 
+/// The run without its big fields.
 #[derive(Debug, Clone, Serialize)]
-pub struct Run {
+pub struct Head {
     #[serde(serialize_with = "text")]
     pub id: Uuid,
     #[serde(serialize_with = "text")]
@@ -27,41 +34,55 @@ pub struct Run {
     pub session_name: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// The fields that travel as parts of their own, by name, each a JSON text: `inputs`, `outputs`, `events`, `extra`,
-    /// `error`.
-    #[serde(skip)]
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    pub id: Uuid,
+    /// A JSON object.
+    pub head: String,
+    /// By name, each a JSON text.
     pub fields: Vec<(&'static str, String)>,
 }
 
 impl Run {
-    /// The run without its big fields.
-    pub fn head(&self) -> Result<Vec<u8>, serde_json::Error> {
-        serde_json::to_vec(self)
+    pub fn new(head: &Head, fields: Vec<(&'static str, String)>) -> Self {
+        // Texts in a struct cannot fail to be JSON; if they could, LangSmith would refuse the run and it would be parked.
+        Self { id: head.id, head: serde_json::to_string(head).unwrap_or_else(|_| "{}".to_owned()), fields }
+    }
+
+    /// The run that [`Run::whole`] wrote.
+    pub fn read(id: Uuid, whole: &RawValue) -> Result<Self, serde_json::Error> {
+        let mut head: BTreeMap<String, Box<RawValue>> = serde_json::from_str(whole.get())?;
+        let field = |name| head.remove(name).map(|value| (name, value.get().to_owned()));
+        let fields = FIELDS.into_iter().filter_map(field).collect();
+        Ok(Self { id, head: serde_json::to_string(&head)?, fields })
     }
 
     /// The whole run as one JSON object.
-    pub fn whole(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let mut json = self.head()?;
+    pub fn whole(&self) -> String {
+        let mut json = self.head.clone();
         json.pop();
         for (name, value) in &self.fields {
-            json.extend_from_slice(b",\"");
-            json.extend_from_slice(name.as_bytes());
-            json.extend_from_slice(b"\":");
-            json.extend_from_slice(value.as_bytes());
+            json.push_str(",\"");
+            json.push_str(name);
+            json.push_str("\":");
+            json.push_str(value);
         }
-        json.push(b'}');
-        Ok(json)
+        json.push('}');
+        json
     }
 
-    /// About how many bytes it takes on the wire.
+    /// Not fewer bytes than it takes on the wire, uncompressed.
     pub fn size(&self) -> usize {
-        const HEAD: usize = 1024;
-        HEAD + self.dotted_order.len() + self.fields.iter().map(|(_, value)| value.len() + 256).sum::<usize>()
+        /// A part's head.
+        const PART: usize = 256;
+        PART + self.head.len() + self.fields.iter().map(|(_, value)| PART + value.len()).sum::<usize>()
     }
 
     #[cfg(test)]
     pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.whole().unwrap()).unwrap()
+        serde_json::from_str(&self.whole()).unwrap()
     }
 }
 

@@ -8,7 +8,7 @@ use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::tree::Shape;
-use crate::langsmith::config::{self as langsmith};
+use crate::langsmith::config as langsmith;
 
 /// Where traces go.
 #[derive(Debug, Clone, Default)]
@@ -71,7 +71,8 @@ impl Exports {
             (!value.is_empty()).then(|| (name.to_owned(), value))
         };
         let mode = mode(&read)?;
-        let runs = langsmith.upload && mode != Some(Mode::Otel);
+        let first = langsmith.destinations.first();
+        let runs = first.is_some() && mode != Some(Mode::Otel);
         // What holds for traces alone wins over what holds for every signal.
         let signal = |name: &str| {
             read(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}")).or_else(|| read(&format!("OTEL_EXPORTER_OTLP_{name}")))
@@ -80,20 +81,21 @@ impl Exports {
             Some((name, value)) => Some(endpoint(name, value)?),
             None => None,
         };
-        let to_langsmith = own.is_none() && langsmith.upload && matches!(mode, Some(Mode::Otel | Mode::Hybrid));
+        let for_langsmith = matches!(mode, Some(Mode::Otel | Mode::Hybrid));
+        let to_langsmith = first.filter(|_| own.is_none() && for_langsmith);
         let off = mode == Some(Mode::LangSmith)
             || read("OTEL_SDK_DISABLED").is_some_and(|(_, value)| value.eq_ignore_ascii_case("true"));
-        let endpoint = match own {
-            Some(endpoint) => endpoint,
-            None if to_langsmith => {
-                let url = format!("{}/otel/v1/traces", langsmith.endpoint);
+        let endpoint = match (own, to_langsmith) {
+            (Some(endpoint), _) => endpoint,
+            (None, Some(destination)) => {
+                let url = format!("{}/otel/v1/traces", destination.endpoint);
                 Url::parse(&url).map_err(|_| ConfigError::Invalid {
                     name: "LANGSMITH_ENDPOINT".to_owned(),
-                    value: langsmith.endpoint.clone(),
+                    value: destination.endpoint.clone(),
                     expected: "an http or https URL",
                 })?
             }
-            None => return Ok(Self { langsmith: runs, otlp: None }),
+            (None, None) => return Ok(Self { langsmith: runs, otlp: None }),
         };
         if off || !exporter(read("OTEL_TRACES_EXPORTER"))? {
             return Ok(Self { langsmith: runs, otlp: None });
@@ -107,8 +109,8 @@ impl Exports {
             Some((name, value)) => headers(&name, &value)?,
             None => HeaderMap::new(),
         };
-        if to_langsmith {
-            langsmith_headers(&mut headers, langsmith);
+        if let Some(destination) = to_langsmith {
+            langsmith_headers(&mut headers, destination);
         }
         let config = Config {
             endpoint,
@@ -118,10 +120,11 @@ impl Exports {
             certificate: signal("CERTIFICATE").map(|(_, path)| path),
             resource: resource(&read)?,
             shape: Shape {
-                runs: langsmith.shape.clone(),
+                runs: first.map_or_else(|| langsmith.shape.clone(), |first| langsmith.shape_for(first)),
                 // Whoever gets the runs gets their content; a collector gets it when told so.
-                content: content(read("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"))?.unwrap_or(to_langsmith),
-                langsmith: matches!(mode, Some(Mode::Otel | Mode::Hybrid)),
+                content: content(read("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"))?
+                    .unwrap_or(to_langsmith.is_some()),
+                langsmith: for_langsmith,
             },
         };
         Ok(Self { langsmith: runs, otlp: Some(config) })
@@ -222,12 +225,12 @@ fn headers(variable: &str, text: &str) -> Result<HeaderMap, ConfigError> {
 }
 
 /// What LangSmith's SDK sends to LangSmith's OTLP endpoint; a header that was given stays.
-fn langsmith_headers(headers: &mut HeaderMap, langsmith: &langsmith::Config) {
-    let key = langsmith.api_key.as_ref().map(langsmith::Secret::expose);
+fn langsmith_headers(headers: &mut HeaderMap, destination: &langsmith::Destination) {
+    let key = destination.api_key.as_ref().map(langsmith::Secret::expose);
     for (name, value) in [
         ("x-api-key", key),
-        ("x-tenant-id", langsmith.workspace_id.as_deref()),
-        ("langsmith-project", Some(langsmith.shape.project.as_str())),
+        ("x-tenant-id", destination.workspace_id.as_deref()),
+        ("langsmith-project", Some(destination.project.as_str())),
     ] {
         if let Some(mut value) = value.and_then(|value| HeaderValue::from_str(value).ok())
             && !headers.contains_key(name)

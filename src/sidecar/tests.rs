@@ -82,7 +82,7 @@ struct Running {
 impl Running {
     async fn start(options: Options, config: Config) -> Self {
         crate::langsmith::client::install_crypto();
-        let exports = Exports { langsmith: config.upload, otlp: None };
+        let exports = Exports { langsmith: config.uploads(), otlp: None };
         let sidecar = start(options, config, exports).await.unwrap();
         let url = format!("http://{}", sidecar.address);
         let (shutdown, told) = oneshot::channel();

@@ -1,27 +1,26 @@
-//! The spool: every run's access log line, verbatim, in durable segments under `$DATA/spool`. It is the queue of every
-//! destination (each has a cursor of its own, so that one which is down holds no other up), the local store of runs,
-//! and what deduplication is rebuilt from, so a segment outlives its delivery until the retention or the size bound
-//! takes it.
+//! The spool: every run's access log line, verbatim, in durable segments under `$DATA/spool`, with a cursor that says
+//! how far the upload to each destination has come. It is the uploads' queue, the local store of runs, and what
+//! deduplication is rebuilt from, so a segment outlives its upload until the retention or the size bound takes it.
 //!
-//! What some configured destination has not taken yet is never removed.
+//! What a configured destination still lacks is never removed.
 
+mod cursors;
 pub mod durable;
 pub mod index;
-mod progress;
+mod segments;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub use cursors::{Cursor, Cursors};
 use durable::Lines;
-use progress::Progress;
-pub use progress::Queue;
+use segments::{count_lines, count_uploadable, segment_numbers, segment_path};
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -32,19 +31,11 @@ pub struct Options {
     pub max_bytes: u64,
     /// Closed segments that nobody waits for are removed when they are older.
     pub retention: Duration,
-    /// Names of those that runs are delivered to: file names under `dir`. What was stored while a destination was not
-    /// configured is not delivered to it later; without any, the spool is the local store alone.
+    /// Who gets the runs, by name. Without any the spool is the local store alone.
     pub destinations: Vec<String>,
 }
 
-/// A place between two lines.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Cursor {
-    pub segment: u64,
-    pub offset: u64,
-}
-
-/// Lines read for delivery, and the cursor to advance to once they are delivered.
+/// Lines read for upload, and the cursor to advance to once they are delivered.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub lines: Vec<Vec<u8>>,
@@ -53,7 +44,7 @@ pub struct Batch {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Lines that wait for a destination: those of the one that is furthest behind.
+    /// Lines that wait for upload, at the destination where the most do.
     pub waiting: u64,
     /// Lines kept.
     pub lines: u64,
@@ -64,18 +55,23 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Spool {
     options: Options,
+    /// The segment that grows. Taken before `state`, and held while the disk is waited for, as `state` never is.
+    active: Mutex<Lines>,
     state: Mutex<State>,
-    published: watch::Sender<()>,
+    /// Held while cursors are saved: one destination's progress must not overwrite another's.
+    saving: Mutex<()>,
+    changed: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 struct State {
-    active: Lines,
     /// Length, lines and age of each segment, the active one last.
     segments: BTreeMap<u64, Segment>,
-    destinations: BTreeMap<String, Progress>,
+    cursors: Cursors,
     /// Readers see nothing behind this: the access log's position behind it is not saved yet.
     published: Cursor,
+    /// Lines that wait, by destination.
+    waiting: BTreeMap<String, u64>,
     unpublished: u64,
 }
 
@@ -95,7 +91,8 @@ impl Spool {
             let path = segment_path(&options.dir, number);
             let metadata = fs::metadata(&path)?;
             let touched = metadata.modified().unwrap_or_else(|_| SystemTime::now());
-            segments.insert(number, Segment { bytes: metadata.len(), lines: count_lines(&path, 0)?, touched });
+            segments
+                .insert(number, Segment { bytes: metadata.len(), lines: count_lines(&path, 0, u64::MAX)?, touched });
         }
         let number = segments.keys().next_back().copied().unwrap_or(1);
         let active = Lines::open(&segment_path(&options.dir, number))?;
@@ -103,22 +100,26 @@ impl Spool {
             active.len();
         let end = Cursor { segment: number, offset: active.len() };
 
-        let mut destinations = BTreeMap::new();
-        for name in &options.destinations {
-            let cursor = progress::open(&options.dir, name, end)?;
-            let mut waiting = 0;
-            for (&number, segment) in segments.range(cursor.segment..) {
-                waiting += if number == cursor.segment {
-                    count_lines(&segment_path(&options.dir, number), cursor.offset)?
-                } else {
-                    segment.lines
-                };
-            }
-            destinations.insert(name.clone(), Progress { cursor, waiting });
+        let mut cursors = segments::load_cursors(&options.dir)?;
+        for gone in cursors.adopt(&options.destinations, end) {
+            tracing::warn!(
+                "the upload to {gone} is not configured any more: what waited for it goes to whoever is new"
+            );
         }
-        progress::forget_others(&options.dir, &options.destinations)?;
-        let state = State { active, segments, destinations, published: end, unpublished: 0 };
-        Ok(Self { options, state: Mutex::new(state), published: watch::Sender::new(()) })
+        let mut waiting = BTreeMap::new();
+        for name in &options.destinations {
+            let from = cursors.get(name).unwrap_or(end);
+            waiting.insert(name.clone(), count_uploadable(&options.dir, &cursors, from, end)?);
+        }
+        let spool = Self {
+            options,
+            active: Mutex::new(active),
+            state: Mutex::new(State { segments, cursors, published: end, waiting, unpublished: 0 }),
+            saving: Mutex::new(()),
+            changed: watch::Sender::new(()),
+        };
+        segments::save_cursors(&spool.options.dir, &spool.lock().cursors)?;
+        Ok(spool)
     }
 
     /// Appends lines (without their `\n`); they are on the disk when this returns, or not in the spool at all.
@@ -131,11 +132,15 @@ impl Spool {
             content.extend_from_slice(line);
             content.push(b'\n');
         }
-        let mut state = self.lock();
-        if state.active.len() >= self.options.segment_bytes {
-            self.roll(&mut state)?;
+        let mut active = lock(&self.active);
+        if active.len() >= self.options.segment_bytes {
+            let mut state = self.lock();
+            let number = state.segments.keys().next_back().map_or(1, |last| last + 1);
+            *active = Lines::open(&segment_path(&self.options.dir, number))?;
+            state.segments.insert(number, Segment { bytes: 0, lines: 0, touched: SystemTime::now() });
         }
-        state.active.append(&content)?;
+        active.append(&content)?;
+        let mut state = self.lock();
         let (count, bytes) = (lines.len() as u64, content.len() as u64);
         state.unpublished += count;
         if let Some(mut last) = state.segments.last_entry() {
@@ -151,22 +156,30 @@ impl Spool {
     pub fn publish(&self) {
         let mut state = self.lock();
         state.published = state.end();
-        let unpublished = std::mem::take(&mut state.unpublished);
-        for progress in state.destinations.values_mut() {
-            progress.waiting += unpublished;
-        }
+        let count = std::mem::take(&mut state.unpublished);
+        state.waiting.values_mut().for_each(|waiting| *waiting += count);
         drop(state);
-        self.published.send_replace(());
+        self.changed.send_replace(());
     }
 
-    /// The queue of a destination that the spool was opened with.
-    pub fn queue(self: &Arc<Self>, destination: &str) -> Queue {
-        Queue::new(Arc::clone(self), destination.to_owned(), self.published.subscribe())
+    /// Tells of every publication from now on.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
-    /// Everything before this was delivered to every destination.
+    /// How far the upload to the destination has come; the end for one that does not exist.
+    pub fn cursor(&self, destination: &str) -> Cursor {
+        let state = self.lock();
+        state.cursors.get(destination).unwrap_or(state.published)
+    }
+
+    /// What every destination has; the end when there is none.
     pub fn delivered(&self) -> Cursor {
-        self.lock().delivered()
+        let state = self.lock();
+        if self.options.destinations.is_empty() {
+            return state.published;
+        }
+        state.cursors.last().unwrap_or(state.published)
     }
 
     /// Where the published lines end.
@@ -174,19 +187,20 @@ impl Spool {
         self.lock().published
     }
 
-    /// Published lines behind `from`: at most `max_lines`, at most `max_bytes` unless one line alone is longer.
+    /// Published lines for upload behind `from`: at most `max_lines`, at most `max_bytes` unless one line alone is longer.
     pub fn read(&self, from: Cursor, max_lines: usize, max_bytes: usize) -> io::Result<Batch> {
-        let (mut from, published, end_of_segment) = {
+        let (mut from, limit, end_of_segment) = {
             let state = self.lock();
+            let (from, limit) = state.cursors.uploadable(state.skip_to_existing(from), state.published);
             let from = state.skip_to_existing(from);
-            let end = if from.segment == state.published.segment {
-                state.published.offset
+            let end = if from.segment == limit.segment {
+                limit.offset
             } else {
                 state.segments.get(&from.segment).map_or(0, |segment| segment.bytes)
             };
-            (from, state.published, end)
+            (from, limit, end)
         };
-        if from >= published {
+        if from >= limit {
             return Ok(Batch { lines: Vec::new(), next: from });
         }
         let mut file = File::open(segment_path(&self.options.dir, from.segment))?;
@@ -207,15 +221,31 @@ impl Spool {
         Ok(Batch { lines, next: from })
     }
 
+    /// Saves that the destination has everything before `to`, and removes what nobody needs any more.
+    pub fn advance(&self, destination: &str, to: Cursor, lines: u64) -> io::Result<()> {
+        let saving = lock(&self.saving);
+        let mut cursors = self.lock().cursors.clone();
+        cursors.set(destination, to);
+        segments::save_cursors(&self.options.dir, &cursors)?;
+        let mut state = self.lock();
+        state.cursors = cursors;
+        if let Some(waiting) = state.waiting.get_mut(destination) {
+            *waiting = waiting.saturating_sub(lines);
+        }
+        drop((state, saving));
+        self.remove_expired()
+    }
+
     /// Removes closed segments that are delivered (or need no delivery) and too old, or too many.
     pub fn remove_expired(&self) -> io::Result<()> {
         let mut state = self.lock();
-        let cursor = state.skip_to_existing(state.delivered());
+        let needed = if self.options.destinations.is_empty() { None } else { state.cursors.last() };
+        let needed = state.skip_to_existing(needed.unwrap_or(state.published));
         let mut total: u64 = state.segments.values().map(|segment| segment.bytes).sum();
         while let Some((&number, &segment)) = state.segments.iter().next() {
             let old = segment.touched.elapsed().is_ok_and(|age| age > self.options.retention);
             let active = state.segments.len() == 1;
-            if active || number >= cursor.segment || !(old || total > self.options.max_bytes) {
+            if active || number >= needed.segment || !(old || total > self.options.max_bytes) {
                 break;
             }
             fs::remove_file(segment_path(&self.options.dir, number))?;
@@ -228,7 +258,7 @@ impl Spool {
     pub fn stats(&self) -> Stats {
         let state = self.lock();
         Stats {
-            waiting: state.destinations.values().map(|progress| progress.waiting).max().unwrap_or(0),
+            waiting: state.waiting.values().max().copied().unwrap_or(0),
             lines: state.segments.values().map(|segment| segment.lines).sum(),
             bytes: state.segments.values().map(|segment| segment.bytes).sum(),
             segments: state.segments.len() as u64,
@@ -284,40 +314,19 @@ impl Spool {
         Ok(found)
     }
 
-    fn roll(&self, state: &mut State) -> io::Result<()> {
-        let number = state.segments.keys().next_back().map_or(1, |last| last + 1);
-        state.active = Lines::open(&segment_path(&self.options.dir, number))?;
-        state.segments.insert(number, Segment { bytes: 0, lines: 0, touched: SystemTime::now() });
-        Ok(())
-    }
-
-    fn progress(&self, destination: &str) -> Progress {
-        self.lock().destinations.get(destination).copied().unwrap_or_default()
-    }
-
-    fn advance(&self, destination: &str, to: Cursor, lines: u64) -> io::Result<()> {
-        progress::save(&self.options.dir, destination, to)?;
-        let mut state = self.lock();
-        if let Some(progress) = state.destinations.get_mut(destination) {
-            progress.cursor = to;
-            progress.waiting = progress.waiting.saturating_sub(lines);
-        }
-        drop(state);
-        self.remove_expired()
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
     fn end(&self) -> Cursor {
-        Cursor { segment: self.segments.keys().next_back().copied().unwrap_or(1), offset: self.active.len() }
-    }
-
-    fn delivered(&self) -> Cursor {
-        self.destinations.values().map(|progress| progress.cursor).min().unwrap_or(self.published)
+        let (segment, offset) = self.segments.iter().next_back().map_or((1, 0), |(&number, last)| (number, last.bytes));
+        Cursor { segment, offset }
     }
 
     /// The same place, written as the start of the next segment where this one is read out or gone.
@@ -328,36 +337,6 @@ impl State {
             at = Cursor { segment: at.segment + 1, offset: 0 };
         }
         at
-    }
-}
-
-fn segment_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:020}.jsonl"))
-}
-
-fn segment_numbers(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let number: Option<u64> =
-            name.to_str().and_then(|name| name.strip_suffix(".jsonl")).and_then(|stem| stem.parse().ok());
-        numbers.extend(number);
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-fn count_lines(path: &Path, from: u64) -> io::Result<u64> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(from))?;
-    let mut block = vec![0_u8; 256 * 1024];
-    let mut count = 0;
-    loop {
-        let read = file.read(&mut block)?;
-        if read == 0 {
-            return Ok(count);
-        }
-        count += block[..read].iter().filter(|&&byte| byte == b'\n').count() as u64;
     }
 }
 

@@ -146,9 +146,10 @@ impl Rig {
         let config = Exports::from_env(get, &sampling).unwrap().otlp.unwrap();
         let wait = Duration::from_millis(1);
         let exporter = Exporter {
+            destination: "otlp".to_owned(),
             client: Arc::new(Client::new(config).unwrap()),
-            sampling,
-            queue: self.spool.queue("otlp"),
+            sampling: Arc::new(sampling),
+            spool: Arc::clone(&self.spool),
             dead_letters: DeadLetters::open(&self.dir.path().join("dead.jsonl")).unwrap(),
             metrics: Arc::clone(&self.metrics),
             policy: Policy { first: wait, max: wait * 4, operator: wait },

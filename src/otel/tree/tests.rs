@@ -214,7 +214,7 @@ fn langsmith_is_told_which_run_each_span_is() {
     assert_eq!(spans.len(), runs.len());
     for (span, run) in spans.iter().zip(&runs) {
         assert_eq!(get(span, "langsmith.span.id"), text(&run.id.to_string()));
-        assert_eq!(get(span, "langsmith.span.dotted_order"), text(&run.dotted_order));
+        assert_eq!(get(span, "langsmith.span.dotted_order"), text(run.json()["dotted_order"].as_str().unwrap()));
         assert_eq!(get(span, "langsmith.trace.session_name"), text("demo"));
         assert_eq!(get(span, "langsmith.metadata.session_id"), text("s-1"));
         assert_eq!(span.span_id, run.id.as_bytes()[8..]);
