@@ -19,7 +19,7 @@ use crate::accesslog::rotate::Rotator;
 use crate::accesslog::tail::{self, Tail};
 use crate::als;
 use crate::audit::Audit;
-use crate::cache::{Store, embedded::Embedded};
+use crate::cache::{Store, embedded::Embedded, redis::Redis};
 use crate::feedback::{Feedback, queue::Queue, send};
 use crate::langsmith::client::Client;
 use crate::langsmith::config::Config;
@@ -70,6 +70,12 @@ pub struct Options {
     /// Memory of the answer cache, in bytes.
     #[arg(long, env = "PARAPET_CACHE_BYTES", default_value_t = 256 << 20)]
     pub cache_bytes: u64,
+    /// A Redis in which sidecars share cached answers; the address may hold a password.
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub redis_url: Option<String>,
+    /// What keys in Redis begin with.
+    #[arg(long, env = "PARAPET_REDIS_PREFIX", default_value = "parapet:cache:")]
+    pub redis_prefix: String,
     /// Disk for runs that are uploaded or stay local, in bytes; what waits for upload is kept beyond it.
     #[arg(long, env = "PARAPET_SPOOL_BYTES", default_value_t = 1 << 30)]
     pub spool_bytes: u64,
@@ -81,9 +87,6 @@ pub struct Options {
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let config = Config::from_env(|name| std::env::var(name).ok()).context("the LangSmith variables")?;
-    if std::env::var("REDIS_URL").is_ok_and(|url| !url.is_empty()) {
-        tracing::warn!("REDIS_URL is set, but the Redis store does not exist yet: the embedded cache is used");
-    }
     let exports = Exports::from_env(|name| std::env::var(name).ok(), &config).context("the OpenTelemetry variables")?;
     let sidecar = start(options, config, exports).await?;
     tracing::info!("sidecar ready: http://{}", sidecar.address);
@@ -310,12 +313,14 @@ impl Stores {
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let cache = Embedded::open(&data.join("cache/entries.jsonl"), options.cache_bytes, now_s)
             .context("the cache's file cannot be opened")?;
+        let shared = options.redis_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
+        let shared = shared.map(|url| Redis::new(url, &options.redis_prefix, Arc::clone(&metrics))).transpose()?;
         let queue = Queue::open(&data.join("spool/feedback.jsonl"), &destinations)
             .context("the feedback queue cannot be opened")?;
         Ok(Self {
             spool: Arc::new(spool),
             audit: Audit::open(&data.join("audit"))?,
-            cache: Arc::new(Store::Embedded(cache)),
+            cache: Arc::new(Store::new(cache, shared)),
             feedback: Arc::new(Feedback::new(queue, Arc::clone(&index), metrics)),
             index,
             otlp_letters: otlp_letters::DeadLetters::open(&data.join("spool/dead-letters-otlp.jsonl"))

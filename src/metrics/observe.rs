@@ -167,6 +167,12 @@ impl Metrics {
         self.upload_requests.get_or_create(&[("outcome", label.to_owned())]).inc();
     }
 
+    /// `get`: `hit`, `miss`, `timeout`, `failed`, `invalid` (not an entry of ours) or `resting` (not asked after a
+    /// failure); `set`: `stored`, `failed`, `too_large` or `dropped`.
+    pub fn redis(&self, operation: &'static str, outcome: &'static str) {
+        self.cache_redis.get_or_create(&[("operation", operation.to_owned()), ("outcome", outcome.to_owned())]).inc();
+    }
+
     /// `taken`, `without_line`, `not_a_line`, `too_long`; and `stream_broken`, which may have lost some.
     pub fn als_entry(&self, outcome: &'static str) {
         self.als_entries.get_or_create(&[("outcome", outcome.to_owned())]).inc();

@@ -23,6 +23,8 @@ fn options(data_dir: &Path, admin: &str) -> Options {
         admin_url: Some(admin.to_owned()),
         rotate_bytes: 256 << 20,
         cache_bytes: 1 << 20,
+        redis_url: None,
+        redis_prefix: String::new(),
         spool_bytes: 1 << 20,
         retention_hours: 1,
     }

@@ -51,7 +51,7 @@ fn pipeline(dir: &Path) -> Pipeline {
         index: Arc::new(Mutex::new(index)),
         others: Index::new(OTHERS),
         audit: Audit::open(&dir.join("audit")).unwrap(),
-        cache: Arc::new(Store::Embedded(Embedded::open(&dir.join("cache.jsonl"), 1 << 20, 0).unwrap())),
+        cache: Arc::new(Store::new(Embedded::open(&dir.join("cache.jsonl"), 1 << 20, 0).unwrap(), None)),
         metrics: Arc::new(Metrics::new()),
         rotator: None,
         stop: Arc::new(Stop::default()),
@@ -90,7 +90,7 @@ fn every_line_has_its_effects_once_and_bad_lines_hold_nothing_up() {
     assert_eq!(spooled(&pipeline), ids(0..3));
     assert_eq!(pipeline.spool.stats().waiting, 3);
     assert_eq!(crate::audit::verify(&dir.path().join("audit/audit.jsonl")).unwrap().lines, 3);
-    assert!(pipeline.cache.get(&format!("{:064x}", 1), 0).is_some());
+    assert_eq!(pipeline.cache.size().0, 3);
     let text = pipeline.metrics.encode().unwrap();
     for expected in [
         "parapet_accesslog_records_total 4",
