@@ -176,7 +176,7 @@ pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> 
             delivery: Arc::new(delivery),
             shape: config.shape_for(destination),
             config: Arc::clone(&config),
-            spool: Arc::clone(&spool),
+            queue: spool.queue(&destination.name),
             feedback: Arc::clone(&feedback),
         };
         tasks.push(tokio::spawn(uploader.run()));
