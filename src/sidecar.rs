@@ -190,10 +190,9 @@ pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow
     if let Some(otlp) = exports.otlp.clone() {
         tracing::info!("spans are exported to {}", otlp.endpoint);
         let exporter = Exporter {
-            destination: OTLP.to_owned(),
             client: Arc::new(otlp::Client::new(otlp)?),
             sampling: Arc::clone(&config),
-            spool: Arc::clone(&spool),
+            queue: spool.queue(OTLP),
             dead_letters: otlp_letters,
             metrics: Arc::clone(&metrics),
             policy: Policy::default(),
@@ -234,7 +233,7 @@ pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow
             delivery: Arc::new(delivery),
             shape: config.shape_for(destination),
             config: Arc::clone(&config),
-            spool: Arc::clone(&spool),
+            queue: spool.queue(&destination.name),
             feedback: Arc::clone(&feedback),
         };
         tasks.push(tokio::spawn(uploader.run()));

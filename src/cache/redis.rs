@@ -27,7 +27,9 @@ const QUEUE_KIB: usize = 32 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum RedisError {
     /// Without the value and without the cause, which may quote it: it holds a password.
-    #[error("REDIS_URL is no Redis address; expected redis://[user:password@]host[:port][/database], or rediss:// for TLS")]
+    #[error(
+        "REDIS_URL is no Redis address; expected redis://[user:password@]host[:port][/database], or rediss:// for TLS"
+    )]
     Url,
 }
 

@@ -1,5 +1,6 @@
 //! A guard's block as feedback on the run: rare enough for feedback, unlike the verdicts on every run, which are metadata.
 
+use parapet_engine::record::GuardRecord;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -25,8 +26,8 @@ impl Block {
     /// The line's blocks.
     pub fn of(line: &Line, root: &Order) -> Vec<Self> {
         let record = &line.record;
-        let blocked = |(side, guard): (&'static str, _)| {
-            let guard = tree::blocked(guard)?;
+        let blocked = |(side, guard): (&'static str, Option<&GuardRecord>)| {
+            let guard = guard.filter(|guard| tree::blocked(Some(guard)))?;
             let item = Item {
                 id: Uuid::nil(),
                 trace_id: line.id,

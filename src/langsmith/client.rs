@@ -123,8 +123,7 @@ impl Client {
         let negotiated = self.negotiate().await;
         if !negotiated.batch_only {
             let outcome = self.post_encoded("/runs/multipart", negotiated, runs, |runs| {
-                let form = multipart::encode(runs);
-                (form.content_type, form.body)
+                multipart::encode(runs).map(|form| (form.content_type, form.body))
             });
             match outcome.await {
                 Outcome::NotFound => {
@@ -135,7 +134,7 @@ impl Client {
             }
         }
         let outcome = self.post_encoded("/runs/batch", negotiated, runs, |runs| {
-            ("application/json".to_owned(), multipart::encode_batch(runs))
+            multipart::encode_batch(runs).map(|body| ("application/json".to_owned(), body))
         });
         match outcome.await {
             Outcome::NotFound => {
@@ -152,20 +151,20 @@ impl Client {
         path: &str,
         negotiated: Negotiated,
         runs: &Arc<[Run]>,
-        encode: fn(&[Run]) -> (String, Vec<u8>),
+        encode: fn(&[Run]) -> Result<(String, Vec<u8>), serde_json::Error>,
     ) -> Outcome {
         let mut compression = if self.compress { negotiated.compression } else { Compression::None };
         loop {
             let runs = Arc::clone(runs);
             // Megabytes may have to be written and compressed: not on a thread that serves requests.
             let body = tokio::task::spawn_blocking(move || {
-                let (content_type, body) = encode(&runs);
-                Body::new(content_type, body, compression)
+                let (content_type, body) = encode(&runs)?;
+                Body::new(content_type, body, compression).map_err(serde_json::Error::io)
             });
             let outcome = match body.await {
                 Ok(Ok(body)) => self.post(path, body).await,
                 Ok(Err(error)) => {
-                    Outcome::Retry { why: format!("the body cannot be compressed: {error}"), after: None }
+                    Outcome::Rejected { status: 0, response: format!("the body cannot be made: {error}") }
                 }
                 Err(_) => Outcome::Retry { why: "the process ends".to_owned(), after: None },
             };

@@ -141,7 +141,7 @@ impl Delivery {
                 destination: self.destination.clone(),
                 status,
                 response: response.to_owned(),
-                run: RawValue::from_string(run.whole()).ok(),
+                run: run.whole().ok().and_then(|whole| RawValue::from_string(String::from_utf8(whole).ok()?).ok()),
                 feedback: None,
             };
             loop {

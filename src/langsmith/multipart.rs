@@ -16,13 +16,13 @@ pub struct Form {
 pub const FRAME: usize = 64;
 
 /// Encodes the runs. The boundary is random: content cannot hold it.
-pub fn encode(runs: &[Run]) -> Form {
+pub fn encode(runs: &[Run]) -> Result<Form, serde_json::Error> {
     let boundary = Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).simple().to_string();
     let mut body = Vec::with_capacity(runs.iter().map(Run::size).sum::<usize>() + FRAME);
     for run in runs {
         let mut buffer = Uuid::encode_buffer();
         let id = &*run.id.hyphenated().encode_lower(&mut buffer);
-        part(&mut body, &boundary, &["post.", id], run.head.as_bytes());
+        part(&mut body, &boundary, &["post.", id], &run.head()?);
         for (field, value) in &run.fields {
             part(&mut body, &boundary, &["post.", id, ".", field], value.as_bytes());
         }
@@ -30,7 +30,7 @@ pub fn encode(runs: &[Run]) -> Form {
     for text in ["--", &boundary, "--\r\n"] {
         body.extend_from_slice(text.as_bytes());
     }
-    Form { content_type: format!("multipart/form-data; boundary={boundary}"), body }
+    Ok(Form { content_type: format!("multipart/form-data; boundary={boundary}"), body })
 }
 
 fn part(body: &mut Vec<u8>, boundary: &str, name: &[&str], content: &[u8]) {
@@ -49,29 +49,42 @@ fn part(body: &mut Vec<u8>, boundary: &str, name: &[&str], content: &[u8]) {
 }
 
 /// The body of `POST /runs/batch`, for servers without the multipart endpoint.
-pub fn encode_batch(runs: &[Run]) -> Vec<u8> {
+pub fn encode_batch(runs: &[Run]) -> Result<Vec<u8>, serde_json::Error> {
     let mut body = b"{\"post\":[".to_vec();
     for (index, run) in runs.iter().enumerate() {
         if index > 0 {
             body.push(b',');
         }
-        body.extend_from_slice(run.whole().as_bytes());
+        body.extend_from_slice(&run.whole()?);
     }
     body.extend_from_slice(b"],\"patch\":[]}");
-    body
+    Ok(body)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::langsmith::run::RunType;
 
     #[test]
     fn a_form_is_never_longer_than_its_runs_say() {
-        for field in ["x".repeat(9_999_999), String::new()] {
-            let fields = vec![("inputs", "{}".to_owned()), ("outputs", field.clone()), ("error", "\"e\"".to_owned())];
-            let runs = vec![Run { id: Uuid::max(), head: "{}".to_owned(), fields }; 3];
+        for text in ["x".repeat(9_999_999), "\u{1}\"".repeat(1000), String::new()] {
+            let run = Run {
+                id: Uuid::max(),
+                trace_id: Uuid::max(),
+                parent_run_id: Some(Uuid::max()),
+                dotted_order: "o".repeat(5000),
+                name: text.clone(),
+                run_type: RunType::Chain,
+                start_time: "2026-11-23T08:41:46.535477+00:00".to_owned(),
+                end_time: "2026-11-23T08:41:46.535477+00:00".to_owned(),
+                session_name: text.clone(),
+                tags: vec![text.clone(), text.clone()],
+                fields: vec![("inputs", "{}".to_owned()), ("outputs", text.clone()), ("error", "\"e\"".to_owned())],
+            };
+            let runs = vec![run; 3];
             let bound = runs.iter().map(Run::size).sum::<usize>() + FRAME;
-            assert!(encode(&runs).body.len() <= bound && encode_batch(&runs).len() <= bound);
+            assert!(encode(&runs).unwrap().body.len() <= bound && encode_batch(&runs).unwrap().len() <= bound);
         }
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use message::{choices, message};
 
 use super::order::{Order, iso};
-use super::run::{Head, Run, RunType};
+use super::run::{Run, RunType};
 use crate::accesslog::line::Line;
 
 /// What the operator chose about every run.
@@ -51,9 +51,9 @@ pub fn root_order(line: &Line) -> Order {
     Order::root(line.id, line.record.start_us, line.record.langsmith_parent.as_deref())
 }
 
-/// The guard whose own verdict stopped the text; one that failed closed is a failure, not a block.
-pub fn blocked(guard: Option<&GuardRecord>) -> Option<&GuardRecord> {
-    guard.filter(|guard| guard.action == "block" && guard.verdict == "unsafe")
+/// Whether the guard's own verdict stopped the text; a guard that failed closed is a failure, not a block.
+pub fn blocked(guard: Option<&GuardRecord>) -> bool {
+    guard.is_some_and(|guard| guard.action == "block" && guard.verdict == "unsafe")
 }
 
 /// Why the run counts as failed. Refusals that a policy meant (blocks, limits) and clients that left are no errors.
@@ -98,15 +98,15 @@ impl Builder<'_> {
         }
         let metadata = self.root_metadata();
         let extra = self.extra(metadata, None);
-        let mut head = self.head(self.root, "chat-request".to_owned(), RunType::Chain, self.end_us);
-        head.tags = self.tags();
-        let mut fields = vec![
+        let mut run = self.run(self.root, "chat-request".to_owned(), RunType::Chain, self.end_us);
+        run.tags = self.tags();
+        run.fields = vec![
             ("inputs", self.inputs()),
             ("outputs", hidden(self.shape.hide_outputs, &Value::Object(outputs))),
             ("extra", extra),
         ];
-        fields.extend(error(record).map(|error| ("error", Value::from(error).to_string())));
-        Run::new(&head, fields)
+        run.fields.extend(error(record).map(|error| ("error", Value::from(error).to_string())));
+        run
     }
 
     fn attempt(&self, index: usize, attempt: &Attempt) -> Run {
@@ -154,20 +154,20 @@ impl Builder<'_> {
                 metadata.insert("usage_estimated".into(), true.into());
             }
         }
-        let mut head = self.head(&order, format!("chat {}", attempt.model).trim_end().to_owned(), RunType::Llm, end_us);
-        head.tags = labelled("provider:", &attempt.provider);
-        let mut fields = vec![
+        let mut run = self.run(&order, format!("chat {}", attempt.model).trim_end().to_owned(), RunType::Llm, end_us);
+        run.tags = labelled("provider:", &attempt.provider);
+        run.fields = vec![
             ("inputs", self.inputs()),
             ("outputs", hidden(self.shape.hide_outputs, &Value::Object(outputs))),
             ("extra", self.extra(metadata, Some(parameters))),
         ];
         if let Some(first) = attempt.first_token_us {
             let time = iso(first.max(order.start_us));
-            fields.push(("events", json!([{ "name": "new_token", "time": time }]).to_string()));
+            run.fields.push(("events", json!([{ "name": "new_token", "time": time }]).to_string()));
         }
         let error = attempt_failure(record, index).map(|failure| failure.message);
-        fields.extend(error.map(|error| ("error", Value::from(error).to_string())));
-        Run::new(&head, fields)
+        run.fields.extend(error.map(|error| ("error", Value::from(error).to_string())));
+        run
     }
 
     fn guard(&self, name: &str, guard: &GuardRecord) -> Run {
@@ -182,16 +182,16 @@ impl Builder<'_> {
         let outputs = json!({
             "verdict": guard.verdict, "action": guard.action, "score": guard.score, "categories": guard.categories,
         });
-        let head = self.head(&order, name.to_owned(), RunType::Chain, end_us);
-        let mut fields = vec![
+        let mut run = self.run(&order, name.to_owned(), RunType::Chain, end_us);
+        run.fields = vec![
             ("inputs", inputs.to_string()),
             ("outputs", outputs.to_string()),
             ("extra", self.extra(metadata, None)),
         ];
         if guard.verdict == "failed" {
-            fields.push(("error", Value::from("the guard gave no usable verdict").to_string()));
+            run.fields.push(("error", Value::from("the guard gave no usable verdict").to_string()));
         }
-        Run::new(&head, fields)
+        run
     }
 
     /// The record has no times of the lookup, which is in memory: the run is a point at the request's start.
@@ -206,17 +206,17 @@ impl Builder<'_> {
             outputs.insert("outcome".into(), cache.outcome.clone().into());
             outputs.extend(cache.age_s.map(|age| ("age_s".to_owned(), age.into())));
         }
-        let head = self.head(&order, "cache-lookup".to_owned(), RunType::Tool, order.start_us);
-        let fields = vec![
+        let mut run = self.run(&order, "cache-lookup".to_owned(), RunType::Tool, order.start_us);
+        run.fields = vec![
             ("inputs", Value::Object(inputs).to_string()),
             ("outputs", Value::Object(outputs).to_string()),
             ("extra", self.extra(metadata, None)),
         ];
-        Run::new(&head, fields)
+        run
     }
 
-    fn head(&self, order: &Order, name: String, run_type: RunType, end_us: u64) -> Head {
-        Head {
+    fn run(&self, order: &Order, name: String, run_type: RunType, end_us: u64) -> Run {
+        Run {
             id: order.id,
             trace_id: order.trace_id,
             parent_run_id: order.parent,
@@ -227,6 +227,7 @@ impl Builder<'_> {
             end_time: iso(end_us.max(order.start_us)),
             session_name: self.shape.project.clone(),
             tags: Vec::new(),
+            fields: Vec::new(),
         }
     }
 
@@ -308,7 +309,7 @@ pub fn answered(record: &Record, index: usize) -> bool {
 /// Whether a guard put its own text in the answer's place: that is not what the model said, and what it said is in
 /// nobody's record.
 pub fn replaced(record: &Record) -> bool {
-    [&record.output_guard, &record.input_guard].into_iter().any(|guard| blocked(guard.as_ref()).is_some())
+    blocked(record.output_guard.as_ref()) || blocked(record.input_guard.as_ref())
 }
 
 /// Why an attempt failed.

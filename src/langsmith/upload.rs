@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use super::config::Config;
+use super::dead_letter::Letter;
 use super::deliver::{Delivery, Stopped};
 use super::run::Run;
 use super::tree::{self, Shape};
 use crate::accesslog::line;
 use crate::feedback::Feedback;
-use crate::spool::{Batch, Cursor, Spool};
+use crate::spool::{Batch, Cursor, Queue};
 
 /// Runs that a record makes, about: a batch of the spool is then about one request, which is what a kill repeats.
 const RUNS_PER_LINE: usize = 4;
@@ -29,7 +30,7 @@ pub struct Uploader {
     pub delivery: Arc<Delivery>,
     pub config: Arc<Config>,
     pub shape: Shape,
-    pub spool: Arc<Spool>,
+    pub queue: Queue,
     /// Blocks become feedback.
     pub feedback: Arc<Feedback>,
 }
@@ -44,21 +45,18 @@ struct Sent {
 
 impl Uploader {
     /// Uploads until the process is to end. The batches on their way are finished unless the server makes them wait.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         // Either way the process ends, and the spool has what is missing.
         let _: Result<(), Stopped> = self.work().await;
     }
 
-    async fn work(&self) -> Result<(), Stopped> {
-        let mut published = self.spool.subscribe();
+    async fn work(&mut self) -> Result<(), Stopped> {
         let mut stop = self.delivery.stop.clone();
         let mut deliveries: JoinSet<(u64, Result<(), Stopped>)> = JoinSet::new();
         let mut sent: VecDeque<Sent> = VecDeque::new();
-        let mut read_to = self.spool.cursor(self.name());
+        let mut read_to = self.queue.cursor();
         let (mut saved, mut looked) = (Instant::now(), None);
         for number in 0.. {
-            // Marked as seen before it is read: what is published meanwhile wakes the wait below.
-            published.borrow_and_update();
             let batch = if !*stop.borrow() && sent.len() < self.delivery.pace.in_flight() {
                 self.read(read_to).await?
             } else {
@@ -78,7 +76,7 @@ impl Uploader {
                     self.send_again().await?;
                 }
                 tokio::select! {
-                    _ = published.changed() => {}
+                    () = self.queue.changed() => {}
                     _ = stop.changed() => {}
                     () = tokio::time::sleep(LOOK) => {}
                 }
@@ -90,7 +88,7 @@ impl Uploader {
             } else {
                 tokio::select! {
                     ended = deliveries.join_next() => ended,
-                    _ = published.changed(), if sent.len() < self.delivery.pace.in_flight() && !*stop.borrow() => None,
+                    () = self.queue.changed(), if sent.len() < self.delivery.pace.in_flight() && !*stop.borrow() => None,
                 }
             };
             if let Some(ended) = ended {
@@ -114,12 +112,10 @@ impl Uploader {
         &self.delivery.destination
     }
 
-    async fn read(&self, from: Cursor) -> Result<Batch, Stopped> {
+    async fn read(&mut self, from: Cursor) -> Result<Batch, Stopped> {
         let lines = (self.delivery.client.limits().await.runs / RUNS_PER_LINE).max(1);
         loop {
-            let spool = Arc::clone(&self.spool);
-            let read = tokio::task::spawn_blocking(move || spool.read(from, lines, BATCH_BYTES)).await;
-            match read.map_err(|_| Stopped)? {
+            match self.queue.read_from(from, lines, BATCH_BYTES).await {
                 Ok(batch) => return Ok(batch),
                 Err(error) => self.wait_out("the spool cannot be read", &error).await?,
             }
@@ -164,9 +160,7 @@ impl Uploader {
         }
         let Some(to) = reached else { return Ok(()) };
         loop {
-            let (spool, name) = (Arc::clone(&self.spool), self.name().to_owned());
-            let saved = tokio::task::spawn_blocking(move || spool.advance(&name, to, lines)).await;
-            match saved.map_err(|_| Stopped)? {
+            match self.queue.advance_to(to, lines).await {
                 Ok(()) => return Ok(()),
                 Err(error) => self.wait_out("the spool's cursor cannot be saved", &error).await?,
             }
@@ -188,9 +182,7 @@ impl Uploader {
                 }
                 Err(_) => return Err(Stopped),
             };
-            let run = |letter: &super::dead_letter::Letter| {
-                Run::read(uuid::Uuid::try_parse(&letter.id).ok()?, letter.run.as_ref()?).ok()
-            };
+            let run = |letter: &Letter| letter.run.as_ref().and_then(|run| Run::read(run).ok());
             let runs: Vec<Run> = retries.letters.iter().filter_map(run).collect();
             self.delivery.runs(&runs).await?;
             loop {

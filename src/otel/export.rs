@@ -19,7 +19,7 @@ use crate::accesslog::line;
 use crate::langsmith::config::Config as Sampling;
 use crate::langsmith::retry::{Backoff, Policy};
 use crate::metrics::Metrics;
-use crate::spool::{Batch, Spool};
+use crate::spool::Queue;
 
 /// The conventions whose names are used. The GenAI ones left for a repository of their own after 1.41.
 const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.41.0";
@@ -33,12 +33,10 @@ const REQUEST_BYTES: usize = 4 << 20;
 const MAX_FAILURES: u32 = 8;
 
 pub struct Exporter {
-    /// Its name in the spool.
-    pub destination: String,
     pub client: Arc<Client>,
     /// `LANGSMITH_TRACING_SAMPLING_RATE` holds for the trace, wherever it goes.
     pub sampling: Arc<Sampling>,
-    pub spool: Arc<Spool>,
+    pub queue: Queue,
     pub dead_letters: DeadLetters,
     pub metrics: Arc<Metrics>,
     pub policy: Policy,
@@ -61,11 +59,8 @@ struct Traced {
 impl Exporter {
     /// Exports until the process is to end.
     pub async fn run(mut self) {
-        let mut published = self.spool.subscribe();
         while !*self.stop.borrow() {
-            // Marked as seen before it is read: what is published meanwhile ends the wait below.
-            published.borrow_and_update();
-            let batch = match self.read().await {
+            let batch = match self.queue.read(BATCH_LINES, BATCH_BYTES).await {
                 Ok(batch) => batch,
                 Err(error) => {
                     tracing::error!("the spool cannot be read: {error}; trying again");
@@ -77,7 +72,7 @@ impl Exporter {
             };
             if batch.lines.is_empty() {
                 tokio::select! {
-                    _ = published.changed() => {}
+                    () = self.queue.changed() => {}
                     _ = self.stop.changed() => {}
                 }
                 continue;
@@ -86,19 +81,13 @@ impl Exporter {
             if self.deliver(&batch.lines, &traced).await.is_err() {
                 return;
             }
-            while let Err(error) = self.spool.advance(&self.destination, batch.next, batch.lines.len() as u64) {
+            while let Err(error) = self.queue.advance_to(batch.next, batch.lines.len() as u64).await {
                 tracing::error!("the export's progress cannot be saved: {error}; trying again");
                 if self.pause(Duration::from_secs(1)).await.is_err() {
                     return;
                 }
             }
         }
-    }
-
-    async fn read(&self) -> std::io::Result<Batch> {
-        let (spool, cursor) = (Arc::clone(&self.spool), self.spool.cursor(&self.destination));
-        let read = tokio::task::spawn_blocking(move || spool.read(cursor, BATCH_LINES, BATCH_BYTES));
-        read.await.map_err(std::io::Error::other)?
     }
 
     fn trace(&self, lines: &[Vec<u8>]) -> Vec<Traced> {

@@ -10,7 +10,7 @@ use super::proto::{Span, SpanKind};
 use super::span::{Draft, span_id};
 use crate::accesslog::line::Line;
 use crate::langsmith::order::Order;
-use crate::langsmith::run::Run;
+use crate::langsmith::run::{Run, RunType};
 use crate::langsmith::tree::{self, Failure};
 
 /// What the operator chose about every span.
@@ -285,21 +285,22 @@ fn seconds(from_us: u64, to_us: u64) -> f64 {
 /// LangSmith takes these for the run's own fields ("Trace with OpenTelemetry", attribute mapping): the span then is
 /// the same run that the direct upload would make.
 fn name_run(draft: &mut Draft, run: &Run) {
-    let whole: Value = serde_json::from_str(&run.whole()).unwrap_or_default();
-    for (field, key) in [
-        ("name", "langsmith.trace.name"),
-        ("run_type", "langsmith.span.kind"),
-        ("id", "langsmith.span.id"),
-        ("trace_id", "langsmith.trace.id"),
-        ("parent_run_id", "langsmith.span.parent_id"),
-        ("dotted_order", "langsmith.span.dotted_order"),
-        ("session_name", "langsmith.trace.session_name"),
-    ] {
-        draft.maybe(key, whole.get(field).and_then(Value::as_str));
-    }
-    let tags = whole.get("tags").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-    draft.text("langsmith.span.tags", &tags.collect::<Vec<_>>().join(","));
-    let metadata = whole.get("extra").and_then(|extra| extra.get("metadata")).and_then(Value::as_object);
+    draft.set("langsmith.trace.name", run.name.as_str());
+    let kind = match run.run_type {
+        RunType::Chain => "chain",
+        RunType::Llm => "llm",
+        RunType::Tool => "tool",
+    };
+    draft.set("langsmith.span.kind", kind);
+    draft.set("langsmith.span.id", run.id.to_string());
+    draft.set("langsmith.trace.id", run.trace_id.to_string());
+    draft.maybe("langsmith.span.parent_id", run.parent_run_id.map(|id| id.to_string()));
+    draft.set("langsmith.span.dotted_order", run.dotted_order.as_str());
+    draft.set("langsmith.trace.session_name", run.session_name.as_str());
+    draft.text("langsmith.span.tags", &run.tags.join(","));
+    let extra = run.fields.iter().find(|(name, _)| *name == "extra");
+    let extra: Option<Value> = extra.and_then(|(_, json)| serde_json::from_str(json).ok());
+    let metadata = extra.as_ref().and_then(|extra| extra.get("metadata")).and_then(Value::as_object);
     for (key, value) in metadata.into_iter().flatten() {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         draft.set(&format!("langsmith.metadata.{key}"), text);

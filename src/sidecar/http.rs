@@ -87,7 +87,7 @@ async fn runs(State(shared): State<Shared>, Query(query): Query<Limit>) -> Respo
             let (line, _) = line::parse(bytes).ok()?;
             let mut runs = tree::tree(&line, &shared.config.shape)
                 .into_iter()
-                .filter_map(|run| serde_json::from_str::<Value>(&run.whole()).ok());
+                .filter_map(|run| serde_json::from_slice::<Value>(&run.whole().ok()?).ok());
             let mut root = runs.next()?;
             root["child_runs"] = runs.collect();
             Some(root)

@@ -7,19 +7,21 @@
 mod cursors;
 pub mod durable;
 pub mod index;
+mod queue;
 mod segments;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
 pub use cursors::{Cursor, Cursors};
 use durable::Lines;
+pub use queue::Queue;
 use segments::{count_lines, count_uploadable, segment_numbers, segment_path};
 
 #[derive(Debug, Clone)]
@@ -162,9 +164,14 @@ impl Spool {
         self.changed.send_replace(());
     }
 
-    /// Tells of every publication from now on.
-    pub fn subscribe(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
+    /// What the destination is to get.
+    pub fn queue(self: &Arc<Self>, destination: &str) -> Queue {
+        Queue::new(Arc::clone(self), destination.to_owned(), self.changed.subscribe())
+    }
+
+    /// Lines that wait for the destination.
+    pub fn waiting(&self, destination: &str) -> u64 {
+        self.lock().waiting.get(destination).copied().unwrap_or_default()
     }
 
     /// How far the upload to the destination has come; the end for one that does not exist.

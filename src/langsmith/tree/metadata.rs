@@ -63,7 +63,7 @@ impl Builder<'_> {
             }
         }
         for (side, guard) in [("input", &record.input_guard), ("output", &record.output_guard)] {
-            if blocked(guard.as_ref()).is_some() {
+            if blocked(guard.as_ref()) {
                 put("blocked", side.into());
             }
         }
@@ -90,7 +90,7 @@ impl Builder<'_> {
         let record = self.record;
         let mut tags = Vec::new();
         for (side, guard) in [("input", &record.input_guard), ("output", &record.output_guard)] {
-            if blocked(guard.as_ref()).is_some() {
+            if blocked(guard.as_ref()) {
                 tags.push(format!("blocked:{side}"));
             } else if guard.as_ref().is_some_and(|guard| guard.action == "flag") {
                 tags.push(format!("flagged:{side}"));

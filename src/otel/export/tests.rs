@@ -146,10 +146,9 @@ impl Rig {
         let config = Exports::from_env(get, &sampling).unwrap().otlp.unwrap();
         let wait = Duration::from_millis(1);
         let exporter = Exporter {
-            destination: "otlp".to_owned(),
             client: Arc::new(Client::new(config).unwrap()),
             sampling: Arc::new(sampling),
-            spool: Arc::clone(&self.spool),
+            queue: self.spool.queue("otlp"),
             dead_letters: DeadLetters::open(&self.dir.path().join("dead.jsonl")).unwrap(),
             metrics: Arc::clone(&self.metrics),
             policy: Policy { first: wait, max: wait * 4, operator: wait },
