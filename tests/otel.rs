@@ -207,11 +207,12 @@ async fn a_request_is_a_trace_beside_its_langsmith_run_and_without_content() {
     {
         assert!(!everything.contains(secret), "{secret} went to the collector");
     }
-    let seen = collector.seen.lock().unwrap();
-    assert!(seen.headers.iter().all(|headers| headers["authorization"] == "Bearer otel-key"));
-    let resource = seen.requests[0].resource_spans[0].resource.clone().unwrap();
+    let resource = {
+        let seen = collector.seen.lock().unwrap();
+        assert!(seen.headers.iter().all(|headers| headers["authorization"] == "Bearer otel-key"));
+        seen.requests[0].resource_spans[0].resource.clone().unwrap()
+    };
     assert_eq!(get(&resource.attributes, "service.name"), Some(&Any::StringValue("edge".to_owned())));
-    drop(seen);
     eventually("the run at LangSmith too", async || {
         stack.langsmith().runs().into_iter().find(|run| run["id"] == json!(id))
     })
