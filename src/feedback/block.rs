@@ -38,7 +38,11 @@ impl Block {
                 value: Some(json!({ "categories": guard.categories, "score": guard.score })),
                 comment: None,
                 received_us: record.end_us,
-                verdict: Some(Verdict { guard_model: guard.model.clone(), root: root.trace_id, start_us: root.start_us }),
+                verdict: Some(Verdict {
+                    guard_model: guard.model.clone(),
+                    root: root.trace_id,
+                    start_us: root.start_us,
+                }),
                 to: None,
             };
             Some(Self { root: root.clone(), side, item })

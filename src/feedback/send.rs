@@ -60,7 +60,10 @@ enum Step {
 /// What came of sending one.
 enum Sent {
     End(&'static str),
-    GiveUp { status: u16, why: String },
+    GiveUp {
+        status: u16,
+        why: String,
+    },
     /// The run is not there yet.
     NotYet,
     /// Nothing can be sent for so long.
@@ -163,7 +166,8 @@ impl Sender {
 
     async fn send(&self, item: &Item, known: &Known, unsaid: &mut Option<Instant>) -> Sent {
         let Some(Destination { client, .. }) = &self.destination else { return Sent::End("local") };
-        let project = if unsaid.is_some_and(|at| at.elapsed() < UNSAID) { Project::Unsaid } else { client.project().await };
+        let project =
+            if unsaid.is_some_and(|at| at.elapsed() < UNSAID) { Project::Unsaid } else { client.project().await };
         let project = match project {
             Project::Known(id) => Some(id),
             Project::NotThere if now_us().saturating_sub(item.received_us) < PROJECT.as_micros() as u64 => {

@@ -6,8 +6,8 @@ mod outcome;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reqwest::{Response, Url};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Response, Url};
 use serde::Deserialize;
 
 use super::config::{Config, Destination};
@@ -97,7 +97,10 @@ impl Client {
             Ok(info) => Negotiated::learnt(info),
             Err(error) => {
                 if known.is_none() {
-                    tracing::warn!("LangSmith's /info gave no answer ({}); its usual limits are assumed", plain(&error));
+                    tracing::warn!(
+                        "LangSmith's /info gave no answer ({}); its usual limits are assumed",
+                        plain(&error)
+                    );
                 }
                 let assumed = Negotiated::assumed();
                 // What it said last is a better guess than what is usual; no compression is safe with all.
@@ -160,7 +163,9 @@ impl Client {
             });
             let outcome = match body.await {
                 Ok(Ok(body)) => self.post(path, body).await,
-                Ok(Err(error)) => Outcome::Rejected { status: 0, response: format!("the body cannot be made: {error}") },
+                Ok(Err(error)) => {
+                    Outcome::Rejected { status: 0, response: format!("the body cannot be made: {error}") }
+                }
                 Err(_) => Outcome::Retry { why: "the process ends".to_owned(), after: None },
             };
             // Its /info promised more than it holds, or it was replaced by another meanwhile.

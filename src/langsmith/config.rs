@@ -85,7 +85,9 @@ pub enum ConfigError {
     #[error("{name} is not a key that a header can carry")]
     Key { name: String },
     /// The value holds keys.
-    #[error("{name}: {what}; expected {{\"URL\": \"KEY\", ...}} or [{{\"api_url\": \"URL\", \"api_key\": \"KEY\"}}, ...]")]
+    #[error(
+        "{name}: {what}; expected {{\"URL\": \"KEY\", ...}} or [{{\"api_url\": \"URL\", \"api_key\": \"KEY\"}}, ...]"
+    )]
     Endpoints { name: String, what: String },
     #[error("{first} and {second} are both set, and each says where runs go: unset one of them")]
     Both { first: String, second: String },
@@ -108,8 +110,7 @@ impl Config {
             }
             other => other.map(|(_, value)| value),
         };
-        let project =
-            variables.find(&["PROJECT", "SESSION"]).map_or_else(|| "default".to_owned(), |(_, value)| value);
+        let project = variables.find(&["PROJECT", "SESSION"]).map_or_else(|| "default".to_owned(), |(_, value)| value);
         let api_key = match variables.find(&["API_KEY"]) {
             Some((name, value)) => Some(Secret::new(&name, value)?),
             None => None,
@@ -189,11 +190,7 @@ fn base_url(name: &str, value: &str) -> Result<String, ConfigError> {
             && url.query().is_none()
             && url.fragment().is_none()
     });
-    if fits {
-        Ok(value.trim_end_matches('/').to_owned())
-    } else {
-        Err(ConfigError::Url { name: name.to_owned() })
-    }
+    if fits { Ok(value.trim_end_matches('/').to_owned()) } else { Err(ConfigError::Url { name: name.to_owned() }) }
 }
 
 #[cfg(test)]

@@ -62,7 +62,9 @@ impl Selection {
 pub enum ParkError {
     #[error("{0}")]
     Io(#[from] io::Error),
-    #[error("there are {MAX_BYTES} bytes of dead letters: look at them with `parapet spool status`, then `retry` or `drop` them")]
+    #[error(
+        "there are {MAX_BYTES} bytes of dead letters: look at them with `parapet spool status`, then `retry` or `drop` them"
+    )]
     Full,
 }
 
@@ -312,7 +314,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let letters = DeadLetters::new(dir.path());
         assert_eq!(letters.retry(&Selection::All).unwrap(), 0);
-        for (id, to, is_run) in [("1", "a", true), ("2", "a", true), ("3", "b", true), ("4", "a", false), ("5", "b", true)] {
+        for (id, to, is_run) in
+            [("1", "a", true), ("2", "a", true), ("3", "b", true), ("4", "a", false), ("5", "b", true)]
+        {
             letters.park(&letter(id, to, is_run)).unwrap();
         }
         let only = |ids: &[&str]| Selection::Ids(ids.iter().map(|id| (*id).to_owned()).collect());
@@ -325,7 +329,10 @@ mod tests {
         assert_eq!(waiting, BTreeMap::from([("a".into(), 2), ("b".into(), 1), ("feedback".into(), 1)]));
 
         let first = letters.retries("a", 1).unwrap();
-        assert_eq!((first.letters[0].id.as_str(), first.letters[0].run.as_ref().unwrap().get()), ("1", "{\"id\":\"1\",\"n\":1e2}"));
+        assert_eq!(
+            (first.letters[0].id.as_str(), first.letters[0].run.as_ref().unwrap().get()),
+            ("1", "{\"id\":\"1\",\"n\":1e2}")
+        );
         letters.retried("a", &first).unwrap();
         // What comes meanwhile is kept.
         let second = letters.retries("a", 10).unwrap();

@@ -151,10 +151,17 @@ impl Delivery {
                     Ok(Err(error)) => error,
                     Err(_) => return Err(Stopped),
                 };
-                tracing::error!("a refused run cannot be put aside: {error}. Trying again every {:?}", self.policy.operator);
+                tracing::error!(
+                    "a refused run cannot be put aside: {error}. Trying again every {:?}",
+                    self.policy.operator
+                );
                 self.pause(self.policy.operator).await?;
             }
-            tracing::error!("{} refused run {} with status {status}; it is a dead letter now", self.destination, run.id);
+            tracing::error!(
+                "{} refused run {} with status {status}; it is a dead letter now",
+                self.destination,
+                run.id
+            );
             self.metrics.uploaded("parked", 1);
         }
         Ok(())

@@ -303,7 +303,7 @@ fn usd(nanousd: u64) -> f64 {
 
 /// Whether this attempt gave the answer.
 pub fn answered(record: &Record, index: usize) -> bool {
-    index + 1 == record.attempts.len() && record.attempts.last().is_some_and(|attempt| attempt.outcome == "ok")
+    record.attempts.iter().rposition(|attempt| attempt.outcome == "ok") == Some(index)
 }
 
 /// Whether a guard put its own text in the answer's place: that is not what the model said, and what it said is in
@@ -328,6 +328,10 @@ pub fn attempt_failure(record: &Record, index: usize) -> Option<Failure> {
     if outcome == "ok" {
         let cut = answered(record, index) && record.truncated && !record.client_aborted;
         return if cut { failure("truncated", "the answer was cut off upstream") } else { None };
+    }
+    // Another was faster.
+    if outcome == "lost" {
+        return None;
     }
     if (record.client_aborted || replaced(record)) && index + 1 == record.attempts.len() {
         return None;

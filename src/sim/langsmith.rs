@@ -138,7 +138,8 @@ pub async fn start(options: Options) -> io::Result<LangSmith> {
 /// # Errors
 /// When the key's variable is not set or the listener is broken.
 pub fn serve(options: Options, listener: TcpListener) -> io::Result<LangSmith> {
-    let shared = Shared::new(Kind::LangSmith, options.key.clone().resolve()?, Duration::from_millis(options.latency_ms));
+    let shared =
+        Shared::new(Kind::LangSmith, options.key.clone().resolve()?, Duration::from_millis(options.latency_ms));
     let ingestion = Arc::new(Ingestion {
         store: Store::default(),
         takes: Mutex::new(Encodings { zstd: options.zstd, gzip: options.gzip }),

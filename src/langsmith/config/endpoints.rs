@@ -21,9 +21,8 @@ struct Entry {
 pub(super) fn read(name: &str, value: &str, endpoint: Option<&str>) -> Result<Vec<Destination>, ConfigError> {
     let wrong = |what: String| ConfigError::Endpoints { name: name.to_owned(), what };
     // Neither serde's message nor the value is shown: both may hold a key.
-    let parsed: Value = serde_json::from_str(value).map_err(|error| {
-        wrong(format!("not JSON (line {}, column {})", error.line(), error.column()))
-    })?;
+    let parsed: Value = serde_json::from_str(value)
+        .map_err(|error| wrong(format!("not JSON (line {}, column {})", error.line(), error.column())))?;
     let entries: Vec<Entry> = match parsed {
         Value::Object(pairs) => {
             if let Some(endpoint) = endpoint {
@@ -37,7 +36,12 @@ pub(super) fn read(name: &str, value: &str, endpoint: Option<&str>) -> Result<Ve
         }
         Value::Array(list) => {
             let entry = |(index, entry): (usize, Value)| {
-                let wrong = |_| wrong(format!("entry {} has not exactly `api_url`, `api_key` and, if need be, `project_name`, all strings", index + 1));
+                let wrong = |_| {
+                    wrong(format!(
+                        "entry {} has not exactly `api_url`, `api_key` and, if need be, `project_name`, all strings",
+                        index + 1
+                    ))
+                };
                 serde_json::from_value(entry).map_err(wrong)
             };
             list.into_iter().enumerate().map(entry).collect::<Result<_, _>>()?

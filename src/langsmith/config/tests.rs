@@ -39,10 +39,16 @@ fn every_variable_is_read_under_both_names_and_the_new_one_wins() {
         };
         let config = Config::from_env(read).unwrap();
         let only = &config.destinations[0];
-        assert_eq!((only.endpoint.as_str(), only.name.as_str()), ("http://127.0.0.1:1984/api/v1", "127.0.0.1_1984_api_v1"));
+        assert_eq!(
+            (only.endpoint.as_str(), only.name.as_str()),
+            ("http://127.0.0.1:1984/api/v1", "127.0.0.1_1984_api_v1")
+        );
         assert_eq!(only.api_key.as_ref().unwrap().expose(), "k");
         assert_eq!(only.workspace_id.as_deref(), Some("0198f0c1-0000-7000-8000-000000000001"));
-        assert_eq!((only.project.clone(), config.shape.project.clone()), (format!("{prefix} project"), format!("{prefix} project")));
+        assert_eq!(
+            (only.project.clone(), config.shape.project.clone()),
+            (format!("{prefix} project"), format!("{prefix} project"))
+        );
         assert_eq!((config.sampling_rate, config.batch_size, config.compress), (0.5, Some(7), false));
         assert!(config.shape.hide_inputs && config.shape.hide_outputs && config.shape.hide_metadata);
     }
@@ -57,7 +63,10 @@ fn replicas_have_their_own_keys_and_stable_names() {
     let list = r#"[{"api_url": "https://a.example", "api_key": "ka"},
         {"api_url": "https://a.example", "api_key": "k2", "project_name": "other"}]"#;
     for (value, expected) in [
-        (object, [("https://a.example", "ka", "mine", "a.example"), ("http://b.example:1", "kb", "mine", "b.example_1")]),
+        (
+            object,
+            [("https://a.example", "ka", "mine", "a.example"), ("http://b.example:1", "kb", "mine", "b.example_1")],
+        ),
         (list, [("https://a.example", "ka", "mine", "a.example"), ("https://a.example", "k2", "other", "a.example_2")]),
     ] {
         let config = config(&[("LANGSMITH_RUNS_ENDPOINTS", value), ("LANGSMITH_PROJECT", "mine")]).unwrap();
@@ -83,18 +92,27 @@ fn impossible_values_are_refused_by_name_and_keys_are_not_shown() {
         (&[("LANGSMITH_ENDPOINT", "api.smith")][..], "LANGSMITH_ENDPOINT is not an http"),
         (&[("LANGCHAIN_ENDPOINT", "https://user:secret@h")], "LANGCHAIN_ENDPOINT is not an http"),
         (&[("LANGSMITH_ENDPOINT", "https://h?secret")], "LANGSMITH_ENDPOINT is not an http"),
-        (&[("LANGSMITH_TRACING_SAMPLING_RATE", "2")], "LANGSMITH_TRACING_SAMPLING_RATE is `2`; expected a number from 0 to 1"),
+        (
+            &[("LANGSMITH_TRACING_SAMPLING_RATE", "2")],
+            "LANGSMITH_TRACING_SAMPLING_RATE is `2`; expected a number from 0 to 1",
+        ),
         (&[("LANGCHAIN_TRACING_SAMPLING_RATE", "NaN")], "LANGCHAIN_TRACING_SAMPLING_RATE is `NaN`; expected a number"),
         (&[("LANGSMITH_WORKSPACE_ID", "mine")], "LANGSMITH_WORKSPACE_ID is `mine`; expected a workspace's UUID"),
         (&[("LANGSMITH_HIDE_INPUTS", "yes")], "LANGSMITH_HIDE_INPUTS is `yes`; expected `true` or `false`"),
         (&[("LANGCHAIN_TRACING_V2", "on")], "LANGCHAIN_TRACING_V2 is `on`; expected `true` or `false`"),
-        (&[("LANGSMITH_BATCH_INGEST_SIZE_LIMIT", "0")], "LANGSMITH_BATCH_INGEST_SIZE_LIMIT is `0`; expected a number of runs"),
+        (
+            &[("LANGSMITH_BATCH_INGEST_SIZE_LIMIT", "0")],
+            "LANGSMITH_BATCH_INGEST_SIZE_LIMIT is `0`; expected a number of runs",
+        ),
         (&[("LANGSMITH_API_KEY", "top\nsecret")], "LANGSMITH_API_KEY is not a key"),
         (&[("LANGSMITH_RUNS_ENDPOINTS", "secret")], "LANGSMITH_RUNS_ENDPOINTS: not JSON (line 1, column 1)"),
         (&[("LANGSMITH_RUNS_ENDPOINTS", "{}")], "0 endpoints, of 1 to 8"),
         (&[("LANGSMITH_RUNS_ENDPOINTS", "\"secret\"")], "neither an object nor a list"),
         (&[("LANGSMITH_RUNS_ENDPOINTS", r#"{"http://h": ["secret"]}"#)], "the key of entry 1 is not a string"),
-        (&[("LANGSMITH_RUNS_ENDPOINTS", r#"{"secret": "secret"}"#)], "LANGSMITH_RUNS_ENDPOINTS, entry 1 is not an http"),
+        (
+            &[("LANGSMITH_RUNS_ENDPOINTS", r#"{"secret": "secret"}"#)],
+            "LANGSMITH_RUNS_ENDPOINTS, entry 1 is not an http",
+        ),
         (&[("LANGSMITH_RUNS_ENDPOINTS", r#"{"http://h": ""}"#)], "LANGSMITH_RUNS_ENDPOINTS, entry 1 is not a key"),
         (&[("LANGSMITH_RUNS_ENDPOINTS", r#"[{"api_url": "http://h", "secret": 1}]"#)], "entry 1 has not exactly"),
         (

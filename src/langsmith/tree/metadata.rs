@@ -1,5 +1,6 @@
 //! What of a record can be selected by: tags and flat metadata. Their names are stable.
 
+use parapet_engine::record::{Attempt, Record};
 use serde_json::{Map, Value};
 
 use super::{Builder, blocked, failed_over, labelled, usd};
@@ -28,6 +29,14 @@ impl Builder<'_> {
             metadata.insert(key.to_owned(), value);
         };
         put("api", record.api.clone().into());
+        let route = match record.api.as_str() {
+            "chat_completions" => Some("/v1/chat/completions"),
+            "chat" => Some("/chat"),
+            _ => None,
+        };
+        if let Some(route) = route {
+            put("route", route.into());
+        }
         put("model", record.model.clone().into());
         put("stream", record.stream.into());
         put("status", record.status.into());
@@ -46,7 +55,7 @@ impl Builder<'_> {
                 put(key, value.clone().into());
             }
         }
-        if let Some(attempt) = record.attempts.last() {
+        if let Some(attempt) = decisive(record) {
             put("provider", attempt.provider.clone().into());
         }
         if let Some(first) = record.first_token_us {
@@ -61,6 +70,20 @@ impl Builder<'_> {
             if let Some(score) = guard.score {
                 put(&format!("{side}_guard_score"), score.into());
             }
+        }
+        // Whatever the side: a rule about them need not know it.
+        let guards = || [&record.input_guard, &record.output_guard].into_iter().flatten();
+        let mut categories: Vec<&str> = guards().flat_map(|guard| &guard.categories).map(String::as_str).collect();
+        categories.sort_unstable();
+        categories.dedup();
+        if !categories.is_empty() {
+            put("categories", categories.into());
+        }
+        if let Some(score) = guards().filter_map(|guard| guard.score).reduce(f64::max) {
+            put("guard_score", score.into());
+        }
+        if let Some(guard) = guards().next() {
+            put("guard_model", guard.model.clone().into());
         }
         for (side, guard) in [("input", &record.input_guard), ("output", &record.output_guard)] {
             if blocked(guard.as_ref()) {
@@ -99,14 +122,23 @@ impl Builder<'_> {
         if let Some(cache) = &record.cache {
             tags.extend(labelled("cache:", &cache.outcome));
         }
-        if let Some(attempt) = record.attempts.last() {
+        if let Some(attempt) = decisive(record) {
             tags.extend(labelled("provider:", &attempt.provider));
         }
         if failed_over(record) {
             tags.push("failover".to_owned());
         }
+        // An attempt that another was faster than: both were asked at a time.
+        if record.attempts.iter().any(|attempt| attempt.outcome == "lost") {
+            tags.push("hedged".to_owned());
+        }
         tags
     }
+}
+
+/// The attempt that gave the answer, else the last one.
+fn decisive(record: &Record) -> Option<&Attempt> {
+    record.attempts.iter().rfind(|attempt| attempt.outcome == "ok").or(record.attempts.last())
 }
 
 fn milliseconds(us: u64) -> f64 {

@@ -18,8 +18,8 @@ use crate::langsmith::dead_letter::{DeadLetters, Selection};
 use crate::langsmith::deliver::Pace;
 use crate::langsmith::retry::Policy;
 use crate::metrics::Metrics;
-use crate::spool::{self, Spool};
 use crate::spool::index::Index;
+use crate::spool::{self, Spool};
 
 /// A LangSmith that keeps runs by id and answers what it is told to.
 #[derive(Default)]
