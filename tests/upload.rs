@@ -317,9 +317,11 @@ async fn votes_and_blocks_become_feedback_with_the_keys_of_their_run() {
     let block = json!({"mode": "parallel", "verdict": "unsafe", "action": "block", "score": 0.9, "categories": ["S9"],
         "model": "guard"});
     rig.write(&line(1, &json!({})));
-    rig.write(&line(2, &json!({"status": 403, "reason": "content_blocked", "input_guard": block})));
-    assert_eq!(rig.vote(1).await, 202);
-    assert_eq!(rig.vote(2).await, 202);
+    rig.write(&line(2, &json!({"status": 403, "reason": "content_blocked", "input_guard": &block})));
+    rig.write(&line(3, &json!({"unsampled": true, "input_guard": block})));
+    for number in 1..=3 {
+        assert_eq!(rig.vote(number).await, 202);
+    }
     sidecar.kill();
     let langsmith = simulated(port).await;
     // Runs are visible late.

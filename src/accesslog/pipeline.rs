@@ -219,7 +219,7 @@ pub fn rebuild(spool: &Spool, index: &mut Index) -> io::Result<()> {
 
 fn remember(index: &mut Index, line: &Line) {
     let order = tree::root_order(line);
-    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us, true);
+    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us, !line.record.unsampled);
 }
 
 /// What a write that fails has to do with.

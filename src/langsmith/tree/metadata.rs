@@ -45,6 +45,9 @@ impl Builder<'_> {
         if record.truncated {
             put("truncated", true.into());
         }
+        if record.redacted {
+            put("redacted", true.into());
+        }
         for (key, value) in [
             ("reason", record.reason.as_ref()),
             ("request_id", record.request_id.as_ref()),
@@ -106,7 +109,17 @@ impl Builder<'_> {
         if !matches!(self.line.flags.as_str(), "" | "-") {
             put("envoy_response_flags", self.line.flags.clone().into());
         }
+        self.digests(&mut metadata);
         metadata
+    }
+
+    /// By which equal texts are known again, where the texts themselves are withheld.
+    pub(super) fn digests(&self, metadata: &mut Map<String, Value>) {
+        let Some(key) = &self.shape.key else { return };
+        for (name, digest) in [("prompt_hash", &self.record.prompt_digest), ("answer_hash", &self.record.answer_digest)]
+        {
+            metadata.extend(digest.as_ref().map(|digest| (name.to_owned(), key.hmac(digest.as_bytes()).into())));
+        }
     }
 
     pub(super) fn tags(&self) -> Vec<String> {

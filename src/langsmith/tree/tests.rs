@@ -232,3 +232,30 @@ fn a_rule_can_select_by_what_the_guards_said() {
     assert_eq!((&metadata["guard_score"], &metadata["guard_model"]), (&json!(0.7), &json!("guard")));
     assert_eq!(metadata["input_guard_categories"], json!(["S9", "S1"]));
 }
+
+#[test]
+fn texts_that_a_policy_withholds_leave_as_keyed_hashes_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = Arc::new(Key::load_or_make(&dir.path().join("key")).unwrap());
+    let digest = "d1".repeat(32);
+    for (content, digests, shows) in [("hash", true, true), ("none", false, false)] {
+        let mut record = json!({"content": content, "messages": null, "params": {"seed": 7},
+            "answers": [{"content": "", "finish_reason": "stop"}]});
+        if digests {
+            record["prompt_digest"] = json!(digest);
+            record["answer_digest"] = json!(digest);
+        }
+        let runs: Vec<_> =
+            tree(&read(record), &Shape { key: Some(Arc::clone(&key)), ..shape() }).iter().map(Run::json).collect();
+        for run in &runs {
+            assert_eq!((&run["inputs"], &run["outputs"]), (&json!({}), &json!({})));
+            let hash = run["extra"]["metadata"]["prompt_hash"].as_str();
+            assert_eq!(hash.is_some(), shows);
+            assert!(hash.is_none_or(|hash| hash.len() == 64 && hash != digest), "the digest itself can be guessed at");
+            assert!(!run.to_string().contains(&digest));
+        }
+        assert_eq!(runs[0]["extra"]["metadata"]["answer_hash"].is_string(), shows);
+        assert_eq!(runs[0]["extra"]["metadata"]["finish_reason"], "stop");
+        assert_eq!(runs[1]["extra"]["metadata"]["usage_metadata"]["total_tokens"], 15);
+    }
+}
