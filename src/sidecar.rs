@@ -18,7 +18,7 @@ use crate::accesslog::position::PositionFile;
 use crate::accesslog::rotate::Rotator;
 use crate::accesslog::tail::{self, Tail};
 use crate::als;
-use crate::audit::Audit;
+use crate::audit::{Audit, key::Key};
 use crate::cache::{Store, embedded::Embedded, redis::Redis};
 use crate::feedback::{Feedback, queue::Queue, send};
 use crate::langsmith::client::Client;
@@ -109,13 +109,18 @@ pub struct Sidecar {
 ///
 /// # Errors
 /// When another sidecar holds the data directory, the port is taken, or something stored cannot be read.
-pub async fn start(options: Options, config: Config, exports: Exports) -> anyhow::Result<Sidecar> {
+pub async fn start(options: Options, mut config: Config, mut exports: Exports) -> anyhow::Result<Sidecar> {
     let data = options.data_dir.clone();
     for dir in ["", "log", "spool", "audit", "cache", "run"] {
         let dir = data.join(dir);
         durable::private_dir(&dir).with_context(|| format!("the directory {} cannot be made", dir.display()))?;
     }
     let lock = lock(&data)?;
+    let key = Key::load_or_make(&data.join("audit/key")).context("the key of text hashes cannot be read")?;
+    config.shape.key = Some(Arc::new(key));
+    if let Some(otlp) = &mut exports.otlp {
+        otlp.shape.runs.key.clone_from(&config.shape.key);
+    }
     let wanted = SocketAddr::new(options.listen, options.port);
     let listener = TcpListener::bind(wanted)
         .await

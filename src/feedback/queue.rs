@@ -92,26 +92,15 @@ impl Queue {
     /// Opens the queue for these destinations; what was for others alone is given up.
     pub fn open(path: &Path, destinations: &[String]) -> io::Result<Self> {
         let lines = Lines::open(path)?;
-        let mut pending: BTreeMap<Uuid, Pending> = BTreeMap::new();
-        for line in lines.read_all()?.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-            match serde_json::from_slice(line) {
-                Ok(Entry::Accepted(item)) => {
-                    pending.insert(item.id, Pending { item, ended: BTreeSet::new() });
-                }
-                Ok(Entry::Ended { id, at: Some(at), .. }) => {
-                    if let Some(pending) = pending.get_mut(&id) {
-                        pending.ended.insert(at);
-                    }
-                }
-                Ok(Entry::Ended { id, at: None, .. }) => {
-                    pending.remove(&id);
-                }
-                Err(_) => tracing::error!("a line of {} cannot be read and is passed over", path.display()),
-            }
-        }
-        pending.retain(|_, item| !item.has_ended(destinations));
+        let pending = read(&lines.read_all()?, path, destinations);
         let mut queue = Self { path: path.to_owned(), lines, destinations: destinations.to_vec(), pending };
-        queue.rewrite()?;
+        match queue.rewrite() {
+            // It is as it was, and is rewritten when it has grown.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                tracing::error!("the feedback queue cannot be rewritten: {error}; going on");
+            }
+            done => done?,
+        }
         Ok(queue)
     }
 
@@ -173,6 +162,37 @@ impl Queue {
         self.lines = Lines::open(&self.path)?;
         Ok(())
     }
+}
+
+/// How many wait, read from the file of a queue that another may have open.
+pub fn count(path: &Path, destinations: &[String]) -> io::Result<usize> {
+    match durable::read_tail(path, u64::MAX) {
+        Ok(content) => Ok(read(&content, path, destinations).len()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+fn read(content: &[u8], path: &Path, destinations: &[String]) -> BTreeMap<Uuid, Pending> {
+    let mut pending: BTreeMap<Uuid, Pending> = BTreeMap::new();
+    for line in content.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+        match serde_json::from_slice(line) {
+            Ok(Entry::Accepted(item)) => {
+                pending.insert(item.id, Pending { item, ended: BTreeSet::new() });
+            }
+            Ok(Entry::Ended { id, at: Some(at), .. }) => {
+                if let Some(pending) = pending.get_mut(&id) {
+                    pending.ended.insert(at);
+                }
+            }
+            Ok(Entry::Ended { id, at: None, .. }) => {
+                pending.remove(&id);
+            }
+            Err(_) => tracing::error!("a line of {} cannot be read and is passed over", path.display()),
+        }
+    }
+    pending.retain(|_, item| !item.has_ended(destinations));
+    pending
 }
 
 fn text<S: Serializer>(id: &Uuid, serializer: S) -> Result<S::Ok, S::Error> {

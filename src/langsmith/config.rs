@@ -147,6 +147,7 @@ impl Config {
                 hide_inputs: switch(&["HIDE_INPUTS"])? == Some(true),
                 hide_outputs: switch(&["HIDE_OUTPUTS"])? == Some(true),
                 hide_metadata: switch(&["HIDE_METADATA"])? == Some(true),
+                key: None,
             },
             batch_size: variables.number(&["BATCH_INGEST_SIZE_LIMIT"], "a number of runs from 1 to 10000", |runs| {
                 (1..=10_000).contains(runs)

@@ -6,7 +6,9 @@
 mod message;
 mod metadata;
 
-use parapet_engine::record::{Attempt, GuardRecord, Record};
+use std::sync::Arc;
+
+use parapet_engine::record::{Attempt, Content, GuardRecord, Record};
 use serde_json::{Map, Value, json};
 
 use message::{choices, message};
@@ -14,6 +16,7 @@ use message::{choices, message};
 use super::order::{Order, iso};
 use super::run::{Run, RunType};
 use crate::accesslog::line::Line;
+use crate::audit::key::Key;
 
 /// What the operator chose about every run.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +26,8 @@ pub struct Shape {
     pub hide_inputs: bool,
     pub hide_outputs: bool,
     pub hide_metadata: bool,
+    /// Digests of texts leave as HMACs under it; without it they do not leave.
+    pub key: Option<Arc<Key>>,
 }
 
 /// The line's runs, the root first.
@@ -30,7 +35,14 @@ pub fn tree(line: &Line, shape: &Shape) -> Vec<Run> {
     let record = &line.record;
     let root = root_order(line);
     let end_us = record.end_us.max(root.start_us);
-    let builder = Builder { line, record, shape, root: &root, end_us };
+    // A policy that keeps texts out of the record leaves empty shells of answers in it: they say nothing.
+    let withheld = record.content != Content::Full;
+    let shape = Shape {
+        hide_inputs: shape.hide_inputs || withheld,
+        hide_outputs: shape.hide_outputs || withheld,
+        ..shape.clone()
+    };
+    let builder = Builder { line, record, shape: &shape, root: &root, end_us };
     let mut runs = vec![builder.root()];
     if let Some(guard) = &record.input_guard {
         runs.push(builder.guard("input-guard", guard));
@@ -123,6 +135,7 @@ impl Builder<'_> {
         metadata.insert("outcome".into(), attempt.outcome.clone().into());
         metadata.insert("status".into(), attempt.status.into());
         metadata.insert("attempt".into(), (index + 1).into());
+        self.digests(&mut metadata);
         let parameters = self.parameters(&attempt.model);
         for (parameter, key) in [
             ("temperature", "ls_temperature"),
@@ -303,7 +316,7 @@ fn usd(nanousd: u64) -> f64 {
 
 /// Whether this attempt gave the answer.
 pub fn answered(record: &Record, index: usize) -> bool {
-    index + 1 == record.attempts.len() && record.attempts.last().is_some_and(|attempt| attempt.outcome == "ok")
+    record.attempts.iter().rposition(|attempt| attempt.outcome == "ok") == Some(index)
 }
 
 /// Whether a guard put its own text in the answer's place: that is not what the model said, and what it said is in
@@ -328,6 +341,10 @@ pub fn attempt_failure(record: &Record, index: usize) -> Option<Failure> {
     if outcome == "ok" {
         let cut = answered(record, index) && record.truncated && !record.client_aborted;
         return if cut { failure("truncated", "the answer was cut off upstream") } else { None };
+    }
+    // Another was faster.
+    if outcome == "lost" {
+        return None;
     }
     if (record.client_aborted || replaced(record)) && index + 1 == record.attempts.len() {
         return None;

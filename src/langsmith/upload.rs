@@ -218,7 +218,7 @@ impl Made {
             return;
         };
         let root = tree::root_order(&line);
-        if !config.samples(root.trace_id) {
+        if line.record.unsampled || !config.samples(root.trace_id) {
             self.left_out += 1;
             return;
         }

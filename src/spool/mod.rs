@@ -4,11 +4,13 @@
 //!
 //! What a configured destination still lacks is never removed.
 
+pub mod command;
 mod cursors;
 pub mod durable;
 pub mod index;
 mod queue;
 mod segments;
+pub mod status;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -120,7 +122,13 @@ impl Spool {
             saving: Mutex::new(()),
             changed: watch::Sender::new(()),
         };
-        segments::save_cursors(&spool.options.dir, &spool.lock().cursors)?;
+        match segments::save_cursors(&spool.options.dir, &spool.lock().cursors) {
+            // No reason not to start: it is saved with the first progress there is.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                tracing::error!("the spool's cursors cannot be saved: {error}; going on");
+            }
+            done => done?,
+        }
         Ok(spool)
     }
 
@@ -136,12 +144,19 @@ impl Spool {
         }
         let mut active = lock(&self.active);
         if active.len() >= self.options.segment_bytes {
-            let mut state = self.lock();
-            let number = state.segments.keys().next_back().map_or(1, |last| last + 1);
-            *active = Lines::open(&segment_path(&self.options.dir, number))?;
-            state.segments.insert(number, Segment { bytes: 0, lines: 0, touched: SystemTime::now() });
+            self.roll(&mut active)?;
         }
-        active.append(&content)?;
+        match active.append(&content) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                // Closed, a segment can go once it is delivered.
+                if !active.is_empty() {
+                    self.roll(&mut active)?;
+                }
+                self.relieve()?;
+                active.append(&content)?;
+            }
+            done => done?,
+        }
         let mut state = self.lock();
         let (count, bytes) = (lines.len() as u64, content.len() as u64);
         state.unpublished += count;
@@ -151,6 +166,14 @@ impl Spool {
             segment.lines += count;
             segment.touched = SystemTime::now();
         }
+        Ok(())
+    }
+
+    fn roll(&self, active: &mut Lines) -> io::Result<()> {
+        let mut state = self.lock();
+        let number = state.segments.keys().next_back().map_or(1, |last| last + 1);
+        *active = Lines::open(&segment_path(&self.options.dir, number))?;
+        state.segments.insert(number, Segment { bytes: 0, lines: 0, touched: SystemTime::now() });
         Ok(())
     }
 
@@ -231,11 +254,20 @@ impl Spool {
     /// Saves that the destination has everything before `to`, and removes what nobody needs any more.
     pub fn advance(&self, destination: &str, to: Cursor, lines: u64) -> io::Result<()> {
         let saving = lock(&self.saving);
-        let mut cursors = self.lock().cursors.clone();
-        cursors.set(destination, to);
-        segments::save_cursors(&self.options.dir, &cursors)?;
+        let cursors = {
+            let mut state = self.lock();
+            state.cursors.set(destination, to);
+            state.cursors.clone()
+        };
+        match segments::save_cursors(&self.options.dir, &cursors) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                // It is delivered all the same: what it took makes room for the file that says so.
+                self.relieve()?;
+                segments::save_cursors(&self.options.dir, &cursors)?;
+            }
+            done => done?,
+        }
         let mut state = self.lock();
-        state.cursors = cursors;
         if let Some(waiting) = state.waiting.get_mut(destination) {
             *waiting = waiting.saturating_sub(lines);
         }
@@ -245,21 +277,39 @@ impl Spool {
 
     /// Removes closed segments that are delivered (or need no delivery) and too old, or too many.
     pub fn remove_expired(&self) -> io::Result<()> {
+        let (retention, max_bytes) = (self.options.retention, self.options.max_bytes);
+        let is_over = |segment: &Segment, total: u64| {
+            total > max_bytes || segment.touched.elapsed().is_ok_and(|age| age > retention)
+        };
+        self.remove(is_over).map(drop)
+    }
+
+    /// Makes room on a full disk: every closed segment that is delivered (or needs no delivery) goes before its time.
+    pub fn relieve(&self) -> io::Result<()> {
+        let removed = self.remove(|_, _| true)?;
+        if removed > 0 {
+            tracing::warn!("the disk is full: {removed} bytes of delivered runs were removed before their time");
+        }
+        Ok(())
+    }
+
+    /// Bytes removed.
+    fn remove(&self, is_over: impl Fn(&Segment, u64) -> bool) -> io::Result<u64> {
         let mut state = self.lock();
         let needed = if self.options.destinations.is_empty() { None } else { state.cursors.last() };
         let needed = state.skip_to_existing(needed.unwrap_or(state.published));
-        let mut total: u64 = state.segments.values().map(|segment| segment.bytes).sum();
+        let before: u64 = state.segments.values().map(|segment| segment.bytes).sum();
+        let mut total = before;
         while let Some((&number, &segment)) = state.segments.iter().next() {
-            let old = segment.touched.elapsed().is_ok_and(|age| age > self.options.retention);
             let active = state.segments.len() == 1;
-            if active || number >= needed.segment || !(old || total > self.options.max_bytes) {
+            if active || number >= needed.segment || !is_over(&segment, total) {
                 break;
             }
             fs::remove_file(segment_path(&self.options.dir, number))?;
             state.segments.remove(&number);
             total -= segment.bytes;
         }
-        Ok(())
+        Ok(before - total)
     }
 
     pub fn stats(&self) -> Stats {

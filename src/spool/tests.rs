@@ -161,3 +161,21 @@ fn what_waited_when_the_upload_was_turned_off_waits_when_it_is_on_again() {
     }
     assert_eq!(seen, ["waits", "comes later"]);
 }
+
+#[test]
+fn on_a_full_disk_what_is_delivered_makes_room_and_what_is_not_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(options(dir.path())).unwrap();
+    (0..6).for_each(|n| put(&spool, &format!("a line of twenty {n}")));
+    spool.relieve().unwrap();
+    assert_eq!(spool.stats().lines, 6);
+    let batch = spool.read(spool.cursor("a"), 2, 1000).unwrap();
+    spool.advance("a", batch.next, 2).unwrap();
+    spool.relieve().unwrap();
+    assert_eq!(spool.stats().lines, 4);
+    // Without an upload the oldest give way to the newest.
+    drop(spool);
+    let spool = Spool::open(Options { destinations: Vec::new(), ..options(dir.path()) }).unwrap();
+    spool.relieve().unwrap();
+    assert_eq!(spool.stats().segments, 1);
+}
