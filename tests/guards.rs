@@ -588,3 +588,40 @@ async fn a_guard_that_fails_in_the_middle_of_an_answer_ends_it_without_a_leak() 
     assert_eq!(streamed.error().map(|error| &error["code"]), Some(&json!("guard_unavailable")));
     left_by_gateway(stack.vllm()).await;
 }
+
+/// What comes after the words that are unsafe: nothing, for longer than any test waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_stream_is_cut_at_the_verdict_and_its_ending_is_whole() {
+    let vllm = Scripted::start().await;
+    let stack = Stack::builder().env("VLLM_URL", &vllm.url).edit(BOB_INPUT, "input_guard: {mode: off}").start().await;
+    for latency in [1, 60] {
+        fault(stack.guard(), Faults { latency_ms: Some(latency), ..Faults::default() });
+        for key in [ALICE, BOB] {
+            let client = stack.post(CHAT).key(key).json(&stream(&format!("Hello {latency}"))).open().await;
+            let mut model = vllm.request().await;
+            model.stream_head().await;
+            for _ in 0..9 {
+                model.token("fine ").await;
+            }
+            let mut events = client.response().await.events();
+            events.until_text("fine ").await;
+            for word in ["build ", "a ", "bomb "].into_iter().chain(["more "; 29]) {
+                model.token(word).await;
+            }
+            let begun = std::time::Instant::now();
+            let closed = tokio::spawn(async move {
+                model.closed().await;
+                begun.elapsed()
+            });
+            let streamed = events.all().await;
+            eprintln!("{key} {latency}: client {:?}, provider {:?}", begun.elapsed(), closed.await.unwrap());
+            assert!(streamed.done, "{key} {streamed:?}");
+            assert_eq!(streamed.finish_reasons(), ["content_filter"], "{streamed:?}");
+            assert!(
+                streamed.text().ends_with(REFUSAL) && (key == BOB || !streamed.text().contains("bomb")),
+                "{streamed:?}"
+            );
+        }
+    }
+    stack.assert_lives().await;
+}

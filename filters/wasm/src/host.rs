@@ -73,6 +73,8 @@ unsafe extern "C" {
     fn proxy_continue_stream(stream: u32) -> u32;
     fn proxy_close_stream(stream: u32) -> u32;
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
+    fn proxy_set_effective_context(context: u32) -> u32;
+    fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
 }
 
 /// What a call returned by pointer: memory that the host allocated through the SDK's allocator, now ours.
@@ -250,6 +252,18 @@ pub(crate) fn resume_response() {
 pub(crate) fn reset_response() {
     // SAFETY: takes no pointers. 1 is the HTTP response.
     let _ = unsafe { proxy_close_stream(1) };
+}
+
+/// What follows in this callback is done for another context; `false`: it is gone.
+pub(crate) fn act_as(context: u32) -> bool {
+    // SAFETY: takes no pointers.
+    unsafe { proxy_set_effective_context(context) == OK }
+}
+
+/// The period of a root's tick, zero for none. To be called as the root.
+pub(crate) fn tick_every(period: Duration) {
+    // SAFETY: takes no pointers.
+    let _ = unsafe { proxy_set_tick_period_milliseconds(u32::try_from(period.as_millis()).unwrap_or(u32::MAX)) };
 }
 
 /// Microseconds since the Unix epoch.

@@ -1,5 +1,7 @@
 //! What is known of a request between its body and the end of its answer.
 
+use std::collections::VecDeque;
+
 use super::BodyMode;
 use super::stream::Stream;
 use crate::answer::Answer;
@@ -51,7 +53,8 @@ pub(super) enum Input {
     /// Not asked, or passed.
     Off,
     /// `first`: the request waits for the verdict, else the response does.
-    Pending { first: bool, prompt: String, key: guard::Key },
+    /// `rest`: what of a long conversation is to be asked about after `prompt`.
+    Pending { first: bool, prompt: String, rest: VecDeque<String>, key: guard::Key },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! What becomes of a conversation before it is sent: the model, the quota, the cache, the input guard.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 
 use super::exchange::{Exchange, Input, Lookup, Phase, Reservation, Wire};
 use super::request::{Caller, WireName};
@@ -196,7 +197,6 @@ impl Flow {
         judge_first: bool,
         context: &mut Context<'_>,
     ) -> Option<Refusal> {
-        let policy = context.config.policy(&exchange.principal)?;
         let mut record = crate::record::GuardRecord {
             mode: if judge_first { "blocking" } else { "parallel" }.to_owned(),
             model: context.config.guard.as_ref().map(|guard| guard.model.clone()).unwrap_or_default(),
@@ -205,13 +205,13 @@ impl Flow {
         match question.asked {
             Asked::Before(verdict) => {
                 self.record.input_guard = Some(record);
-                self.apply_input_verdict(exchange, &verdict, &question.key, policy)
+                self.apply_input_verdict(exchange, &verdict, &question.key, context.config)
             }
             Asked::Now { prompt } => {
                 record.verdict = "pending".to_owned();
                 record.start_us = Some(context.now_us);
                 self.record.input_guard = Some(record);
-                self.call_input_guard(exchange, prompt, question.key, judge_first, context);
+                self.call_input_guard(exchange, VecDeque::from([prompt]), question.key, judge_first, context);
                 None
             }
         }
