@@ -31,14 +31,11 @@ pub(crate) struct GatewayStream {
 enum Held {
     /// No: it is of the head only, or was let go by a body callback.
     Out,
-    /// Yes. These bytes of it may go on; where there are any the clock lets them go.
-    In(Vec<u8>),
+    /// Yes. These bytes of it may go on; with `lingers` the clock lets them go.
+    In { free: Vec<u8>, lingers: bool },
     /// Yes: it was let go since, by a callout's answer or the clock, and is empty.
     Empty,
 }
-
-/// Until bytes that linger are let go, in microseconds: with Envoy's next tick.
-const LINGER_US: u64 = 0;
 
 /// Where Envoy keeps what the provider filter noted of failed attempts.
 pub(crate) const FAILED_ATTEMPTS: &str = "parapet.failed_attempts";
@@ -165,9 +162,8 @@ impl GatewayStream {
         if self.replied {
             return action;
         }
-        let lingered = !out.is_empty();
         let waits = self.response_paused;
-        let mut changed = lingered || (streams && waits && !bytes.is_empty());
+        let mut changed = !out.is_empty() || (streams && waits && !bytes.is_empty());
         if !waits && let Some(body) = self.flow.take_body() {
             changed |= body != bytes;
             out.extend_from_slice(&body);
@@ -178,40 +174,33 @@ impl GatewayStream {
             host::set_buffer(Buffer::Response, &out);
         }
         self.abandon();
-        let lingers = streams && (if waits { lingered } else { self.flow.lingers() && !out.is_empty() });
+        // Let go by the clock, a stream whose provider is done would be over.
+        let lingers = streams && !ends && !out.is_empty() && (waits || self.flow.lingers());
         if lingers {
-            self.shared.clock.set(self.id, host::now_us().saturating_add(LINGER_US), Act::Resume);
+            self.shared.clock.set(self.id, host::now_us(), Act::Resume);
         }
         if waits || lingers {
             self.response_paused = true;
-            self.buffer = Held::In(if lingers { out } else { Vec::new() });
+            self.buffer = Held::In { free: out, lingers };
             return Action::Pause;
         }
         self.buffer = Held::Out;
         action
     }
 
-    /// What stands in the buffer and was to be let go: nothing, if the clock has done it.
+    /// What stands in the buffer and may go on: nothing, if the clock has let it go.
     fn take_lingering(&mut self) -> Vec<u8> {
-        match core::mem::replace(&mut self.buffer, Held::Empty) {
-            Held::In(bytes) if bytes.is_empty() => {
-                self.buffer = Held::In(bytes);
-                Vec::new()
-            }
-            Held::In(bytes) if self.shared.clock.is_set(self.id, Act::Resume) => {
-                self.shared.clock.cancel(self.id, Act::Resume);
-                self.buffer = Held::In(Vec::new());
-                bytes
-            }
-            Held::In(_) => {
+        let Held::In { free, lingers } = &mut self.buffer else { return Vec::new() };
+        let free = core::mem::take(free);
+        if core::mem::take(lingers) {
+            if !self.shared.clock.is_set(self.id, Act::Resume) {
+                self.buffer = Held::Empty;
                 self.response_paused = false;
-                Vec::new()
+                return Vec::new();
             }
-            other => {
-                self.buffer = other;
-                Vec::new()
-            }
+            self.shared.clock.cancel(self.id, Act::Resume);
         }
+        free
     }
 
     /// After a callout's answer: what may leave now does, where the buffer is within reach.
@@ -222,7 +211,7 @@ impl GatewayStream {
         let mut out = self.take_lingering();
         let goes = match self.buffer {
             Held::Out => self.response_paused,
-            Held::In(_) => {
+            Held::In { .. } => {
                 let body = self.flow.take_body();
                 if let Some(body) = body {
                     out.extend_from_slice(&body);

@@ -249,7 +249,7 @@ fn an_async_stream_flows_and_is_cut_with_its_provider_after_an_unsafe_verdict() 
 
 #[test]
 fn an_async_stream_passes_byte_for_byte_whenever_the_clock_ticks() {
-    for ticks in 0..64_u32 {
+    for ticks in 0..256_u32 {
         let (host, vm) = start_checked(ASYNC);
         let mut stream = asked(&vm, STREAMED);
         stream.response_head(head_of(SSE), false);
@@ -263,7 +263,15 @@ fn an_async_stream_passes_byte_for_byte_whenever_the_clock_ticks() {
                 verdict(&host, "safe");
             }
         }
-        stream.response_data(finish("x").as_bytes(), true);
+        if ticks >> 6 & 1 == 1 {
+            stream.response_data(finish("x").as_bytes(), true);
+        } else {
+            stream.response_data(finish("x").as_bytes(), false);
+            stream.response_data(b"", true);
+        }
+        if ticks >> 7 & 1 == 1 {
+            vm.tick("gateway");
+        }
         while !host.pending_callouts().is_empty() {
             verdict(&host, "safe");
         }

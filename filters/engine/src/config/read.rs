@@ -2,8 +2,8 @@
 
 use super::item::{Choice, Item, Read};
 use super::{
-    Cache, Categories, Config, ConfigError, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link, Model,
-    OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar,
+    Audit, Cache, Categories, Config, ConfigError, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link,
+    Media, Model, OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar,
 };
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
@@ -17,7 +17,7 @@ const FIRST_TOKEN: FirstToken = FirstToken { stream_ms: 5_000, json_ms: 5_000, p
 const SIDECAR_TIMEOUT_MS: u64 = 10;
 const GUARD_TIMEOUT_MS: u64 = 5_000;
 const THRESHOLD: f64 = 0.5;
-const WINDOW_TOKENS: [u32; 4] = [8, 16, 32, 64];
+const WINDOW_TOKENS: [u32; 3] = [8, 16, 32];
 const MAX_TEMPERATURE: f64 = 1.0;
 
 impl Read for Config {
@@ -160,13 +160,14 @@ impl Read for KeyDigest {
 
 impl Read for Policy {
     fn read(item: &Item<'_>) -> Result<Self> {
-        let section = item.section(&["models", "input_guard", "output_guard", "cache", "limits"])?;
+        let section = item.section(&["models", "input_guard", "output_guard", "cache", "limits", "audit"])?;
         Ok(Self {
             models: section.optional("models")?,
             input_guard: section.optional("input_guard")?,
             output_guard: section.optional("output_guard")?,
             cache: section.optional("cache")?,
             limits: section.or("limits", Limits::default())?,
+            audit: section.or("audit", Audit::default())?,
         })
     }
 }
@@ -187,14 +188,25 @@ impl Choice for OnFailure {
 
 impl Read for InputGuard {
     fn read(item: &Item<'_>) -> Result<Self> {
-        let section = item.section(&["mode", "timeout_ms", "on_failure", "threshold", "categories"])?;
+        let section = item.section(&["mode", "timeout_ms", "on_failure", "threshold", "categories", "media"])?;
         Ok(Self {
             mode: section.required("mode")?,
             timeout_ms: section.or("timeout_ms", GUARD_TIMEOUT_MS)?,
             on_failure: section.or("on_failure", OnFailure::default())?,
             threshold: section.or("threshold", THRESHOLD)?,
             categories: section.or("categories", Categories::default())?,
+            media: section.or("media", Media::default())?,
         })
+    }
+}
+
+impl Choice for Media {
+    const CHOICES: &'static [(&'static str, Self)] = &[("refuse", Self::Refuse), ("flag", Self::Flag)];
+}
+
+impl Read for Audit {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        Ok(Self { text: item.section(&["text"])?.or("text", false)? })
     }
 }
 

@@ -26,6 +26,10 @@ pub struct Exchange {
     /// Limit for one attempt's first token or JSON answer.
     pub(super) try_ms: u64,
     pub(super) input: Input,
+    /// It has parts that no guard is shown, and its policy lets them through.
+    pub(super) unseen: bool,
+    /// What the client says now, where its policy has judged texts audited.
+    pub(super) said: Option<String>,
     /// The conversation rendered for the output guard; `None`: the output is not judged.
     pub(super) output_context: Option<String>,
     pub(super) lookup: Lookup,

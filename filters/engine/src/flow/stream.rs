@@ -313,6 +313,10 @@ impl Stream {
         self.prompt.as_deref()
     }
 
+    pub(super) fn reading(&self) -> Option<&str> {
+        self.reading.as_ref().map(|passage| &*passage.text)
+    }
+
     /// The guard said unsafe; its categories are still asked for.
     pub(super) const fn suspected(&mut self) {
         self.suspect = true;
@@ -418,11 +422,12 @@ impl Stream {
     }
 
     pub(super) fn waits(&self) -> bool {
-        if self.ended {
-            return !self.held.is_empty() && !self.cut;
-        }
         if self.cut {
-            return false;
+            // The stream's end is the record's: what the guard is being asked still belongs there.
+            return self.ended && self.explains;
+        }
+        if self.ended {
+            return !self.held.is_empty();
         }
         // What passed leaves although the next call is under way: slow verdicts must not hold back everything.
         self.ready.is_empty() && (!self.released || (self.holds() && self.windows.is_in_flight()))

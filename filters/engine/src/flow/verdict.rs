@@ -14,6 +14,9 @@ use crate::record::GuardRecord;
 /// the verdict, and nobody hears of them afterwards.
 const AFTER_CUT_MS: u64 = 30;
 
+/// Bytes of a judged text in the record.
+pub(super) const AUDIT_BYTES: usize = 8_000;
+
 /// What a policy says of the guard on one side.
 pub(super) struct Rules<'a> {
     pub(super) timeout_ms: u64,
@@ -142,10 +145,13 @@ impl Flow {
             Side::Output => {
                 let Some(rules) = rules(context.config, &exchange, side) else { return State::Exchanging(exchange) };
                 let action = rules.decide(verdict);
-                let digest = exchange.asked(side).filter(|_| action != Action::Pass).map(guard::text_digest);
                 let guard_record = self.guard_record(side);
                 note_verdict(guard_record, verdict, &action);
-                guard_record.text_digest = digest.or_else(|| guard_record.text_digest.take());
+                if action != Action::Pass {
+                    guard_record.text_digest = exchange.asked(side).map(guard::text_digest);
+                    // A passage is no longer than that.
+                    guard_record.text = exchange.said.as_ref().and(exchange.read()).map(str::to_owned);
+                }
                 if action == Action::Flag {
                     exchange.key = None;
                 }
@@ -182,11 +188,16 @@ impl Flow {
         key: &guard::Key,
         config: &Config,
     ) -> Option<Refusal> {
-        let action = rules(config, exchange, Side::Input)?.decide(verdict);
+        let action = match rules(config, exchange, Side::Input)?.decide(verdict) {
+            // Of what it was shown the guard said safe.
+            Action::Pass if exchange.unseen => Action::Flag,
+            action => action,
+        };
         let guard_record = self.guard_record(Side::Input);
         note_verdict(guard_record, verdict, &action);
         if action != Action::Pass {
             guard_record.text_digest = Some(key.digest());
+            guard_record.text.clone_from(&exchange.said);
         }
         if action == Action::Flag {
             // What was let through against the guard's word is not kept for others.
@@ -211,6 +222,15 @@ impl Exchange {
             (Side::Input, Input::Pending { prompt, .. }, _) => Some(prompt),
             (Side::Output, _, Phase::Streaming(stream)) => stream.asked_prompt(),
             (Side::Output, _, Phase::Judging(whole)) => whole.prompt.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// What of the answer the call in flight reads.
+    fn read(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::Streaming(stream) => stream.reading(),
+            Phase::Judging(whole) => whole.passage.as_ref().map(|passage| &*passage.text),
             _ => None,
         }
     }

@@ -321,3 +321,138 @@ fn in_async_mode_nothing_leaves_after_the_word_unsafe_while_the_categories_are_a
     let text = host.text();
     assert!(!text.contains("two") && text.ends_with("data: [DONE]\n\n"), "the ending leaves at once: {text}");
 }
+
+#[test]
+fn a_stream_of_which_something_has_left_is_cut_before_its_categories_are_known() {
+    for (more, at_once) in [("", true), (r#", "categories": {"flag": ["S6"]}"#, false)] {
+        for mode in ["async", "hold"] {
+            let mut worker = output(mode, &format!(r#", "window_tokens": [1]{more}"#));
+            let mut host = worker.ask(&question(true));
+            host.answers_with(SSE);
+            let pieces = answer(&["one", "two", "three"]);
+            host.response_body(&stream(&pieces[..2], "x"), false);
+            host.verdict(Call::Verdict(Side::Output), "safe");
+            host.response_body(&stream(&pieces[2..3], "x"), false);
+            host.verdict(Call::Verdict(Side::Output), "unsafe");
+            let text = host.text();
+            assert_eq!(text.ends_with("data: [DONE]\n\n"), at_once, "{mode} {more}: {text}");
+            let asked = host.pending.iter().find(|callout| callout.call == Call::Categories(Side::Output)).unwrap();
+            assert_eq!(asked.timeout_ms < 50, at_once, "the provider is cut off soon whether they come or not");
+            assert!(!host.flow.abandons());
+            host.verdict(Call::Categories(Side::Output), "unsafe\nS2,S6");
+            assert!(host.text().ends_with("data: [DONE]\n\n") && host.flow.abandons(), "{mode} {more}");
+            host.response_body(&stream(&pieces[3..4], "x"), false);
+            assert!(host.aborted && !host.text().contains("three"));
+            let guard = host.end(End::default()).output_guard.unwrap();
+            assert_eq!((&*guard.verdict, &*guard.action, guard.calls), ("unsafe", "block", 3));
+            assert_eq!(guard.categories, ["S2", "S6"], "{mode} {more}");
+        }
+    }
+}
+
+#[test]
+fn a_cut_stream_whose_provider_is_done_ends_with_its_categories() {
+    let mut worker = output("async", r#", "window_tokens": [1]"#);
+    let mut host = worker.ask(&question(true));
+    host.answers_with(SSE);
+    let pieces = answer(&["one", "two"]);
+    host.response_body(&stream(&pieces[..2], "x"), false);
+    host.verdict(Call::Verdict(Side::Output), "unsafe");
+    host.response_body(&stream(&pieces[2..], "x"), true);
+    assert!(host.text().ends_with("data: [DONE]\n\n") && !host.response.complete);
+    host.answer(Call::Categories(Side::Output), 504, b"");
+    assert!(host.response.complete && !host.aborted && !host.text().contains("two"));
+    assert_eq!(host.end(End::default()).output_guard.unwrap().categories, Vec::<String>::new());
+}
+
+fn message(parts: &str) -> String {
+    format!(r#"{{"messages":[{{"role":"user","content":[{parts}]}}]}}"#)
+}
+
+#[test]
+fn what_no_guard_is_shown_is_refused_unless_the_policy_flags_it() {
+    let body = message(r#"{"type":"text","text":"look"},{"type":"image_url","image_url":{"url":"data:"}}"#);
+    let mut worker = input("parallel", "");
+    let mut host = worker.ask(&body);
+    assert_eq!(host.refused(), (403, "content_not_judged".to_owned()));
+    assert!(host.text().is_empty() && host.sent.is_none() && host.calls == 0);
+    let reply = String::from_utf8(host.reply.clone().unwrap().body).unwrap();
+    assert!(reply.contains(r#""param":"messages[0].content[1]""#) && reply.contains("image_url"), "{reply}");
+    let guard = host.end(End::default()).input_guard.unwrap();
+    assert_eq!((&*guard.verdict, &*guard.action), ("failed", "block"));
+
+    let mut worker = input("parallel", r#", "media": "flag""#);
+    for (word, passes) in [("safe", true), ("unsafe\nS1", false)] {
+        let body = body.replace("look", word.split('\n').next().unwrap());
+        let mut host = worker.ask(&body);
+        assert!(host.sent.as_ref().is_some_and(|sent| String::from_utf8_lossy(sent).contains("image_url")));
+        host.verdict(Call::Verdict(Side::Input), word);
+        assert_eq!(host.reply.is_none(), passes);
+        let guard = host.end(End::default()).input_guard.unwrap();
+        assert_eq!(guard.action, if passes { "flag" } else { "block" });
+    }
+
+    // Without an input guard, nobody minds; and what is text by another name is text.
+    assert!(output("hold", "").ask(&body).sent.is_some());
+    let text = message(r#"{"type":"input_text","text":"look"}"#);
+    assert!(input("parallel", "").ask(&text).waits_for(Call::Verdict(Side::Input)));
+}
+
+#[test]
+fn a_message_longer_than_the_guard_reads_is_asked_about_piece_by_piece() {
+    let text = |kilobytes: usize| (0..kilobytes * 100).map(|word| format!("word{word:05} ")).collect::<String>();
+    let ask = |text: &str| format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}]}}"#);
+    for unsafe_at in [None, Some(0), Some(2)] {
+        let mut worker = input("parallel", "");
+        let mut host = worker.ask(&ask(&text(30)));
+        assert!(host.sent.is_some(), "the model works meanwhile");
+        host.answers_with(JSON);
+        host.response_body(whole("x", "hi").as_bytes(), true);
+        let mut read = String::new();
+        let mut calls = 0;
+        while let Some(callout) = host.pending.iter().find(|callout| callout.call == Call::Verdict(Side::Input)) {
+            assert!(!host.response.head_out, "nothing leaves before the last piece has passed");
+            read.push_str(&String::from_utf8_lossy(&callout.body));
+            host.verdict(Call::Verdict(Side::Input), if unsafe_at == Some(calls) { "unsafe\nS1" } else { "safe" });
+            calls += 1;
+        }
+        assert_eq!(calls, unsafe_at.map_or(3, |at| at + 1));
+        assert_eq!(host.response.head_out, unsafe_at.is_none());
+        assert!(unsafe_at.is_some() || (0..3000).all(|word| read.contains(&format!("word{word:05}"))));
+        assert_eq!(host.end(End::default()).input_guard.unwrap().calls as usize, calls);
+        // What is remembered is the verdict on all of it.
+        assert_eq!(worker.ask(&ask(&text(30))).calls, 0);
+    }
+    for (more, status) in [("", 413), (r#", "on_failure": "open""#, 200)] {
+        let mut worker = input("parallel", more);
+        worker.config.max_request_bytes = usize::MAX;
+        let mut host = worker.ask(&ask(&text(900)));
+        assert_eq!(host.reply.as_ref().map_or(200, |reply| reply.status), status);
+        let guard = host.end(End::default()).input_guard.unwrap();
+        assert_eq!((&*guard.verdict, guard.calls), ("failed", 0));
+        assert_eq!(guard.action, if status == 200 { "flag" } else { "block" });
+    }
+}
+
+#[test]
+fn the_judged_text_is_recorded_only_where_the_policy_says_so() {
+    let both = r#""input_guard": {"mode": "parallel"}, "output_guard": {"mode": "hold"}"#;
+    for (more, texts) in [("", [None, None]), (r#", "audit": {"text": true}"#, [Some("hello"), Some("secret")])] {
+        let policy = format!("{{{both}{more}}}");
+        let mut worker = Worker::new(&policy);
+        let mut host = worker.ask(&question(false));
+        host.verdict(Call::Verdict(Side::Input), "unsafe\nS1");
+        let guard = host.end(End::default()).input_guard.unwrap();
+        assert_eq!((guard.text.as_deref(), guard.text_digest.is_some()), (texts[0], true));
+
+        let mut worker = Worker::new(&policy);
+        let mut host = worker.ask(&question(false));
+        host.verdict(Call::Verdict(Side::Input), "safe");
+        host.answers_with(JSON);
+        host.response_body(whole("x", "secret").as_bytes(), true);
+        host.verdict(Call::Verdict(Side::Output), "unsafe\nS1");
+        let record = host.end(End::default());
+        assert_eq!(record.input_guard.unwrap().text, None, "what is safe is nobody's business");
+        assert_eq!(record.output_guard.unwrap().text.as_deref(), texts[1]);
+    }
+}
