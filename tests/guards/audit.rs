@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::support::{ALICE, BOB, Stack, ask, count, fault, stream, with};
+use crate::support::{ALICE, BOB, Stack, ask, count, fault, with};
 use crate::{ALICE_INPUT, ASYNC, BOB_INPUT, CATEGORY, HOLD, UNSAFE, audited, blocked};
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use parapet::sim::llama_guard::Family;
 use serde_json::{Value, json};
 
+use crate::support::scripted::SETTLED;
 use crate::support::{ALICE, BOB, REFUSAL, Stack, ask, count, eventually, stream};
 use crate::{ALICE_INPUT, ASYNC, BOB_INPUT, UNSAFE};
 
@@ -38,8 +39,16 @@ const ATTACKS: [&str; 16] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn every_family_judges_both_sides_and_cannot_be_talked_out_of_it() {
     for (dialect, family) in FAMILIES {
-        let stack = Stack::builder().guard(family, dialect).start().await;
+        let stack = Stack::builder()
+            .guard(family, dialect)
+            // More workers than one, of which one asks.
+            .env("PARAPET_CONCURRENCY", "4")
+            .env("PARAPET_ENVOY_LOG_LEVEL", "info")
+            .start()
+            .await;
         eventually("the self-check", async || stack.log().contains("guard self-check passed").then_some(())).await;
+        tokio::time::sleep(SETTLED).await;
+        assert!(stack.guard().requests().is_empty(), "{dialect}: a second self-check");
         for key in [ALICE, BOB] {
             let answer = stack.chat(key, &stream("count to 60")).await.events().all().await;
             assert_eq!(answer.whole(), count(60), "{dialect} {key}");

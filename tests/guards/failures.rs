@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{ALICE, BOB, CHAT, Faults, Stack, ask, count, eventually, fault, left_by_gateway, stream, with};
+use crate::support::{ALICE, BOB, CHAT, Faults, Stack, ask, eventually, fault, left_by_gateway, stream, with};
 use crate::{ALICE_INPUT, HOLD};
 
 #[tokio::test(flavor = "multi_thread")]

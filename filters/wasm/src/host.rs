@@ -214,10 +214,18 @@ pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: Option<u32>) -> bool
     unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas.unwrap_or(0)) == OK }
 }
 
-/// True for one caller of all workers. Two that ask at the very same moment may both be told so.
+/// What [`take_once`] takes. To be called where all workers' contexts are configured: the first write of a key cannot be
+/// a compare-and-swap, and Envoy's main thread makes it before there are workers.
+pub(crate) fn offer_once(key: &str) {
+    if shared_data(key).0.is_none() {
+        set_shared_data(key, b"free", None);
+    }
+}
+
+/// True for one caller of all workers.
 pub(crate) fn take_once(key: &str) -> bool {
-    let (value, _) = shared_data(key);
-    value.is_none() && set_shared_data(key, b"taken", None)
+    let (value, cas) = shared_data(key);
+    value.as_deref() == Some(b"free") && cas.is_some() && set_shared_data(key, b"taken", cas)
 }
 
 pub(crate) fn send_reply(status: u16, headers: &[(&'static str, String)], body: &[u8]) -> bool {

@@ -16,6 +16,8 @@ use crate::shared::Shared;
 
 pub(crate) struct Root {
     id: u32,
+    /// Whoever takes this first of all workers makes the check: once for each configuration.
+    canary: String,
     shared: Option<(Kind, Rc<Shared>)>,
     check: Check,
 }
@@ -35,8 +37,6 @@ enum Check {
 const FIRST_CHECK: Duration = Duration::from_millis(50);
 const CANARY_PERIOD_US: u64 = 5_000_000;
 const CANARY_TIMEOUT_MS: u64 = 4_000;
-/// Whoever writes this first of all workers makes the check.
-const CANARY_TAKEN: &str = "canary";
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -46,7 +46,7 @@ enum Kind {
 
 impl Root {
     pub(crate) const fn new(id: u32) -> Self {
-        Self { id, shared: None, check: Check::Over }
+        Self { id, canary: String::new(), shared: None, check: Check::Over }
     }
 
     /// Asks the guard, if it is time; the first try only in one of all workers.
@@ -55,7 +55,7 @@ impl Root {
         if now_us < at_us {
             return;
         }
-        if calls == 0 && !host::take_once(CANARY_TAKEN) {
+        if calls == 0 && !host::take_once(&self.canary) {
             self.check = Check::Over;
             return;
         }
@@ -123,6 +123,10 @@ impl RootContext for Root {
                 if let Kind::Gateway = kind {
                     shared.prepare_quota();
                     if shared.config.guard.is_some() {
+                        let sum =
+                            json.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+                        self.canary = format!("canary/{sum:x}");
+                        host::offer_once(&self.canary);
                         self.check = Check::Due { at_us: 0, calls: 0 };
                         host::tick_every(FIRST_CHECK);
                     }
