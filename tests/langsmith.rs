@@ -10,6 +10,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, Stdio};
 
 use futures_util::future::join_all;
@@ -268,8 +269,14 @@ async fn with_the_log_rotated_the_sidecar_killed_and_envoy_restarted_each_reques
             ids.extend(questions(&stack, 30).await);
         };
         let killed = async {
-            let before = stack.langsmith().runs().len();
+            let log = stack.data().join("log/access.jsonl");
+            let file = || std::fs::metadata(&log).ok().map(|metadata| metadata.ino());
+            let (before, first) = (stack.langsmith().runs().len(), file());
             eventually("runs arrive", async || (stack.langsmith().runs().len() > before).then_some(())).await;
+            // Of its two halves one is killed before the rotation, one behind it.
+            if round % 2 == 0 {
+                eventually("the log is rotated", async || (file() != first).then_some(())).await;
+            }
             sidecar.kill();
         };
         tokio::join!(loaded, killed);
@@ -281,6 +288,7 @@ async fn with_the_log_rotated_the_sidecar_killed_and_envoy_restarted_each_reques
     arrive(&stack, &ids).await;
     let first = ids.first().unwrap();
     eventually("what is uploaded goes from the log", async || {
+        questions(&stack, 2).await;
         let logs = std::fs::read_dir(stack.data().join("log")).unwrap().map(|entry| entry.unwrap().path());
         let text: String = logs.map(|path| std::fs::read_to_string(path).unwrap_or_default()).collect();
         (!text.contains(first)).then_some(())
