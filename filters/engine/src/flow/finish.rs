@@ -45,9 +45,10 @@ impl Flow {
                 answering.start_us = answering.start_us.max(last_end);
             }
         }
-        failed.append(&mut self.record.attempts);
-        failed.sort_by_key(|attempt| attempt.start_us);
-        self.record.attempts = failed;
+        for attempt in failed.drain(..) {
+            let later = self.record.attempts.iter().position(|other| other.start_us > attempt.start_us);
+            self.record.attempts.insert(later.unwrap_or(self.record.attempts.len()), attempt);
+        }
     }
 
     /// The provider's connection broke. Where nothing had left yet, Envoy has told the client 502.
