@@ -230,10 +230,11 @@ async fn every_metric_that_is_used_or_documented_exists() {
     // Six levels, each with its target and alert, as tiles and as plots.
     for level in slo::ALL {
         let steps = json!([{"color": "green", "value": null}, {"color": "orange", "value": level.target}, {"color": "red", "value": level.alert}]);
-        let panels = grafana["panels"].as_array().unwrap().iter();
-        let count = panels
-            .filter(|panel| numbers(&panel["fieldConfig"]["defaults"]["thresholds"]["steps"]) == numbers(&steps))
-            .count();
+        let shown = |panel: &&Value| {
+            panel["title"].as_str().unwrap().starts_with(level.title)
+                && numbers(&panel["fieldConfig"]["defaults"]["thresholds"]["steps"]) == numbers(&steps)
+        };
+        let count = grafana["panels"].as_array().unwrap().iter().filter(shown).count();
         assert_eq!(count, 2, "{}", level.title);
     }
 
@@ -251,7 +252,7 @@ fn row(name: &str, family: &Family) -> String {
     let name = if family.kind == "counter" { format!("{name}_total") } else { name.to_owned() };
     let labels: Vec<String> =
         family.labels.keys().filter(|label| *label != "le").map(|label| format!("`{label}`")).collect();
-    format!("| `{name}` | {} | {} | {} |\n", family.kind, labels.join(", "), family.help)
+    format!("| `{name}` | {} | {} | {} |\n", family.kind, labels.join(", "), family.help).replace("|  |", "| |")
 }
 
 /// A Prometheus that ends with the test.
@@ -288,11 +289,23 @@ async fn a_real_prometheus_scrapes_the_sidecar_and_evaluates_the_rules() {
     let _prometheus = Prometheus(process);
     let address = ([127, 0, 0, 1], port).into();
     eventually("Prometheus", async || tokio::net::TcpStream::connect(address).await.ok()).await;
+    eventually("Prometheus to be ready", async || {
+        (Request::new(address, "GET", "/-/ready").send().await.status == 200).then_some(())
+    })
+    .await;
     let asked = async |path: &str| Request::new(address, "GET", path).send().await.into_json().await;
     // What is counted before the first scrape has no rate.
     eventually("the first scrape", async || {
         let up = asked("/api/v1/query?query=up").await;
         (up["data"]["result"][0]["value"][1] == "1").then_some(())
+    })
+    .await;
+    traffic(&stack).await;
+    // A series that is born with its first requests has no rate before the next ones.
+    eventually("the scrape of the first requests", async || {
+        let count = "gen_ai_server_time_to_first_token_seconds_count";
+        let found = asked(&format!("/api/v1/query?query={count}")).await;
+        found["data"]["result"].as_array().is_some_and(|series| !series.is_empty()).then_some(())
     })
     .await;
     traffic(&stack).await;
