@@ -63,7 +63,7 @@ impl Recent {
             return;
         }
         for (side, guard) in [("input", &record.input_guard), ("output", &record.output_guard)] {
-            if let Some(guard) = guard.as_ref().filter(|guard| guard.action != "pass") {
+            if let Some(guard) = guard.as_ref().filter(|guard| matches!(guard.action.as_str(), "block" | "flag")) {
                 push(&mut self.judged, judged(id, record, side, guard));
             }
         }

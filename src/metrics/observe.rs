@@ -33,7 +33,8 @@ impl Metrics {
                 ("unsafe", "flag"),
                 ("failed", "block"),
                 ("failed", "flag"),
-                ("pending", "pass"),
+                // The request ended before anything was decided.
+                ("pending", "none"),
             ] {
                 drop(self.guard_verdicts.get_or_create(&verdict_labels(side, verdict, action)));
             }

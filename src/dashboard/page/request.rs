@@ -57,6 +57,7 @@ fn facts(record: &Record) -> Markup {
     }
     let asked = !record.attempts.is_empty();
     list(&[
+        ("Status", format!("{} {}", record.status, text(&record.reason))),
         ("Started", format!("{} UTC", format::moment(record.start_us))),
         ("Took", format::duration(record.end_us.saturating_sub(record.start_us) as f64 / 1e3)),
         (

@@ -82,7 +82,7 @@ pub(super) fn outcome(outcome: Outcome, status: u16, reason: Option<&str>) -> Ma
     let shown = matches!(outcome, Outcome::Refused | Outcome::Failed);
     html! {
         span class={ "badge " (class) } { (word) }
-        @if shown { " " span.note { (status) @if let Some(reason) = reason { " " (reason) } } }
+        @if shown { " " span.note.wide { (status) @if let Some(reason) = reason { " " (reason) } } }
     }
 }
 
