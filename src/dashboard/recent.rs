@@ -59,7 +59,8 @@ pub(super) struct Recent {
 
 impl Recent {
     pub(super) fn add(&mut self, id: Uuid, record: &Record) {
-        if !is_chat(record) {
+        // A request without a known key is no run: the spool does not keep it, and there is nobody to name.
+        if !is_chat(record) || record.tenant.is_empty() {
             return;
         }
         for (side, guard) in [("input", &record.input_guard), ("output", &record.output_guard)] {
@@ -143,6 +144,7 @@ mod tests {
         for number in 0..200_u128 {
             let record = Record {
                 api: "chat".to_owned(),
+                tenant: "acme".to_owned(),
                 model: "é".repeat(500),
                 input_guard: guard(if number % 2 == 0 { "block" } else { "pass" }),
                 output_guard: guard("pass"),
@@ -150,7 +152,8 @@ mod tests {
             };
             recent.add(Uuid::from_u128(number), &record);
         }
-        recent.add(Uuid::nil(), &Record { api: "models".to_owned(), ..Record::default() });
+        recent.add(Uuid::nil(), &Record { api: "models".to_owned(), tenant: "acme".to_owned(), ..Record::default() });
+        recent.add(Uuid::nil(), &Record { api: "chat".to_owned(), ..Record::default() });
         let finished = recent.finished(1000);
         assert_eq!((finished.len(), finished[0].id), (KEPT, Uuid::from_u128(199)));
         assert_eq!(finished[0].model.chars().count(), LONGEST + 1);

@@ -55,6 +55,9 @@ fn facts(record: &Record) -> Markup {
     if record.truncated {
         marks.push("cut off upstream");
     }
+    if record.redacted {
+        marks.push("redacted by the policy");
+    }
     let asked = !record.attempts.is_empty();
     list(&[
         ("Status", format!("{} {}", record.status, text(&record.reason))),
@@ -99,7 +102,7 @@ fn conversation(record: &Record) -> Markup {
         record.messages.as_ref().and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
     let hidden = messages.len().saturating_sub(MOST);
     html! {
-        @if messages.is_empty() && record.answers.is_empty() { p.note { "The record holds no texts of this request." } }
+        @if messages.is_empty() && record.answers.is_empty() { p.note { "The record holds no texts of this request: there were none, or the policy does not write them down." } }
         @if hidden > 0 { p.note { (hidden) " earlier messages are not shown." } }
         @for message in messages.iter().skip(hidden) {
             (said(message.get("role").and_then(Value::as_str).unwrap_or("?"), "asked", &content(message)))
