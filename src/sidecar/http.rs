@@ -62,7 +62,7 @@ pub(super) fn router(shared: Shared) -> Router {
 
 async fn cached(State(shared): State<Shared>, Path(key): Path<String>) -> Response {
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let found = cache::is_key(&key).then(|| shared.cache.get(&key, now_s)).flatten();
+    let found = if cache::is_key(&key) { shared.cache.get(&key, now_s).await } else { None };
     shared.metrics.cache_lookup(found.is_some());
     match found {
         Some(entry) => ([(header::CONTENT_TYPE, "application/json")], entry).into_response(),

@@ -47,7 +47,7 @@ fn variables(command: &str) -> BTreeSet<String> {
 }
 
 /// Read from the environment alone: keys, and what belongs to others.
-const NO_FLAGS: [&str; 17] = [
+const NO_FLAGS: [&str; 29] = [
     "VLLM_API_KEY",
     "LLAMAGUARD_API_KEY",
     "OPENAI_API_KEY",
@@ -65,6 +65,18 @@ const NO_FLAGS: [&str; 17] = [
     "LANGSMITH_HIDE_INPUTS",
     "LANGSMITH_HIDE_OUTPUTS",
     "LANGSMITH_HIDE_METADATA",
+    "LANGSMITH_TRACING_MODE",
+    "LANGSMITH_OTEL_ENABLED",
+    "LANGSMITH_OTEL_ONLY",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_COMPRESSION",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "OTEL_SERVICE_NAME",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT",
 ];
 
 #[test]
