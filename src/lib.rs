@@ -4,6 +4,7 @@ pub mod accesslog;
 pub mod als;
 pub mod audit;
 pub mod cache;
+pub mod dashboard;
 pub mod feedback;
 pub mod langsmith;
 pub mod metrics;

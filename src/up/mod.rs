@@ -160,6 +160,14 @@ pub fn check(file: &Path) -> anyhow::Result<()> {
     refuse_unsound(file, &read(file)?)
 }
 
+/// What the gateway filter of a configuration would run with.
+pub fn policy(yaml: &str) -> anyhow::Result<parapet_engine::config::Config> {
+    let document = Document::parse(yaml)?;
+    let section = document.filters().into_iter().find_map(|filter| filter.get("configuration")?.get("value"));
+    let section = section.context("no Parapet filter with a `configuration.value`")?;
+    Ok(parapet_engine::config::Config::parse(&serde_json::to_vec(section)?)?)
+}
+
 fn read(file: &Path) -> anyhow::Result<Document> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     Document::parse(&text).with_context(|| format!("{}", file.display()))

@@ -13,6 +13,7 @@
     reason = "a helper of tests fails by panicking, as a test does; no test file uses all of it, and `pub` is all that a module of each can say"
 )]
 
+pub mod browser;
 pub mod http;
 pub mod scripted;
 mod stack;
