@@ -29,7 +29,6 @@ def targets(figures):
         rows += [
             (f"{load}: exposure, max", row["exposure"]["max"], "tokens", row["allowed"], "<="),
             (f"{load}: unsafe to closed, p99", row["unsafe_to_close"]["p99"], "ms", 50, "<="),
-            (f"{load}: categories to closed, p99", row["categories_to_close"]["p99"], "ms", 50, "<="),
         ]
     for row in figures["prefilled"]:
         rows.append((f"{row['name']}: uncached tokens per 1,024", row["uncached"], "tokens", 4000, "<="))

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::support::scripted::{Scripted, delta};
 use crate::support::{ALICE, BOB, CHAT, Faults, REFUSAL, Stack, fault, left_by_gateway, stream};
-use crate::{ALICE_INPUT, BOB_INPUT, CATEGORY, UNSAFE};
+use crate::{ALICE_INPUT, BOB_INPUT, UNSAFE};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_async_stream_is_cut_at_the_verdict() {
