@@ -174,6 +174,9 @@ fn every_key_that_the_engine_knows_is_documented_and_no_other() {
             known.insert("policies.*".to_owned());
             continue;
         }
+        if pattern.ends_with(".redact_patterns") {
+            continue;
+        }
         let prefix = if place.is_empty() { String::new() } else { format!("{place}.") };
         let mut section = whole();
         let (object, key) = parent(&mut section, &format!("{prefix}unheard_of"));
