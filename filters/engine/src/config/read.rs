@@ -2,8 +2,8 @@
 
 use super::item::{Choice, Item, Read};
 use super::{
-    Cache, Categories, Config, ConfigError, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link, Model,
-    OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar,
+    Affinity, Cache, Categories, Config, ConfigError, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link,
+    Model, OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar,
 };
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
@@ -76,14 +76,20 @@ impl Read for Price {
 impl Read for Model {
     #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
-        let section = item.section(&["name", "aliases", "cluster", "chain"])?;
+        let section = item.section(&["name", "aliases", "cluster", "chain", "affinity"])?;
         Ok(Self {
             name: section.required("name")?,
             aliases: section.or("aliases", Vec::new())?,
             cluster: section.required("cluster")?,
             chain: section.required("chain")?,
+            affinity: section.or("affinity", Affinity::default())?,
         })
     }
+}
+
+impl Choice for Affinity {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("none", Self::None), ("prefix", Self::Prefix), ("session", Self::Session)];
 }
 
 impl Read for Link {

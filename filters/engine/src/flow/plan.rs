@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use super::exchange::{Exchange, Input, Lookup, Phase, Reservation, Wire};
 use super::request::{Caller, WireName};
 use super::{Context, Effect, Flow, State, respond};
+use crate::affinity;
 use crate::cache;
 use crate::config::{Config, InputMode, Policy};
 use crate::conversation::Conversation;
@@ -102,6 +103,7 @@ impl Flow {
             public_model,
             body: openai::write_for_provider(conversation, openai::Edits { model: &first.model }),
             request_id: caller.request_id.clone(),
+            affinity: affinity::key(model.affinity, &caller.principal, self.record.session.as_deref(), conversation),
             try_ms: try_ms(config, conversation),
             input: Input::Off,
             output_context: judges_output.then(|| config.dialect().output_context(&conversation.turns)),
