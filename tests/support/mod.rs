@@ -16,6 +16,7 @@
 pub mod http;
 pub mod scripted;
 mod stack;
+pub mod tls;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
