@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use parapet_engine::record::{
-    Answered, Attempt, CacheRecord, GuardRecord, QuotaRecord, Record, ToolCall, Usage, VERSION,
+    Answered, Attempt, CacheRecord, Content, GuardRecord, QuotaRecord, Record, ToolCall, Usage, VERSION,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -72,6 +72,11 @@ fn whole() -> Record {
             status: 200,
             outcome: text(),
         }],
+        content: Content::Hash,
+        prompt_digest: some(),
+        answer_digest: some(),
+        redacted: true,
+        unsampled: true,
         client_aborted: true,
         truncated: true,
     }

@@ -6,10 +6,12 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
-use self::item::{Item, Read as _};
+use self::item::{Item, Mistake, Read as _};
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
 use crate::identity::{KeyDigest, Principal};
+use crate::record::Content;
+use crate::redact::Rules;
 
 /// A mistake in the configuration: where, and what was expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +29,7 @@ impl fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Config {
     pub max_request_bytes: usize,
     pub providers: Vec<Provider>,
@@ -41,7 +43,7 @@ pub struct Config {
 }
 
 /// A server of models. Its key is in the environment, never here.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Provider {
     pub name: String,
     /// The Envoy cluster of its hosts.
@@ -61,7 +63,7 @@ pub struct Price {
     pub output: f64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Model {
     /// The public name.
     pub name: String,
@@ -85,7 +87,7 @@ pub enum Affinity {
 }
 
 /// One provider of a model's chain.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Link {
     pub provider: String,
     /// The model's name there.
@@ -93,7 +95,7 @@ pub struct Link {
 }
 
 /// How long an attempt may stay without its first token, in milliseconds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct FirstToken {
     pub stream_ms: u64,
     /// A JSON answer comes whole: this and [`FirstToken::per_token_ms`] for every token that may be generated.
@@ -103,7 +105,7 @@ pub struct FirstToken {
     pub deadline_ms: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct GuardModel {
     pub cluster: String,
     pub authority: String,
@@ -113,14 +115,14 @@ pub struct GuardModel {
     pub api_key_env: Option<String>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Sidecar {
     pub cluster: String,
     pub authority: String,
     pub timeout_ms: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Key {
     pub sha256: KeyDigest,
     pub tenant: String,
@@ -136,18 +138,35 @@ pub struct Policy {
     pub output_guard: Option<OutputGuard>,
     pub cache: Option<Cache>,
     pub limits: Limits,
+    pub trace: Trace,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is written down of its callers' requests, and of how many.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    pub content: Content,
+    /// The share of requests that are traced, 0 to 1.
+    pub sampling: f64,
+    pub redact: Rules,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self { content: Content::Full, sampling: 1.0, redact: Rules::default() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum InputMode {
     /// The model starts at once; its first byte waits for the verdict.
     Parallel,
     /// The model starts after the verdict.
     Blocking,
+    #[default]
     Off,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OutputMode {
     /// Nothing unjudged leaves.
     Hold,
@@ -155,6 +174,7 @@ pub enum OutputMode {
     Async,
     /// The whole answer is judged once, then released.
     Full,
+    #[default]
     Off,
 }
 
@@ -168,7 +188,7 @@ pub enum OnFailure {
     Open,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct InputGuard {
     pub mode: InputMode,
     pub timeout_ms: u64,
@@ -178,7 +198,7 @@ pub struct InputGuard {
     pub categories: Categories,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct OutputGuard {
     pub mode: OutputMode,
     pub timeout_ms: u64,
@@ -197,7 +217,7 @@ pub struct Categories {
     pub ignore: Vec<Category>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Cache {
     pub ttl_s: u64,
     /// Answers sampled above this temperature are not cached.
@@ -226,7 +246,9 @@ impl Config {
                 whole("expected a google.protobuf.Struct, or a StringValue with JSON in it".to_owned())
             })?
         };
-        let config = Self::read(&Item::root(&node))?;
+        let mistake = Mistake::default();
+        let config = Self::read(&Item::root(&node, &mistake));
+        let config = mistake.into_result(config)?;
         validate::config(&config)?;
         Ok(config)
     }

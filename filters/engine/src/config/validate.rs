@@ -125,6 +125,18 @@ fn policy(config: &Config, name: &str, policy: &Policy) -> Result<(), ConfigErro
     {
         return error(format!("{at}.output_guard.window_tokens"), "expected sizes of 1 or more");
     }
+    if !(0.0..=1.0).contains(&policy.trace.sampling) {
+        return error(format!("{at}.trace.sampling"), "expected a share between 0 and 1");
+    }
+    for (name, _) in &policy.trace.redact.patterns {
+        if name.is_empty() || name.len() > 32 || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
+            return error(
+                format!("{at}.trace.redact_patterns.{name}"),
+                "expected a name of 1 to 32 letters, digits and `_`: it stands in place of what matches",
+            );
+        }
+    }
     for (key, limit) in [
         ("requests_per_minute", policy.limits.requests_per_minute),
         ("tokens_per_minute", policy.limits.tokens_per_minute),

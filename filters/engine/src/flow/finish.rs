@@ -4,6 +4,7 @@ use super::exchange::{Exchange, Phase};
 use super::{Context, Effect, End, Flow, State};
 use crate::answer::{Answer, REFUSAL};
 use crate::config::Price;
+use crate::privacy;
 use crate::reason::Reason;
 use crate::record::{Answered, Attempt, Usage};
 
@@ -26,6 +27,9 @@ impl Flow {
             answering.end_us = answering.end_us.or(Some(context.now_us));
         }
         self.note_failed_attempts(end);
+        if let Some(policy) = context.config.policies.get(&self.record.policy) {
+            privacy::apply(&policy.trace, &mut self.record);
+        }
         context.effects.push(Effect::Record(serde_json::to_vec(&self.record).unwrap_or_default()));
     }
 
