@@ -193,7 +193,7 @@ async fn http2_fails_over(stack: &Stack, provider: &Simulator) {
     fault(provider, Faults { token_ms: Some(10), ..Faults::default() });
     provider.clear_requests();
     let (staying, leaving) =
-        (stack.chat(OPEN, &stream("count to 60")).await, stack.chat(OPEN, &stream("count to 9999")).await);
+        (stack.chat(OPEN, &stream("count to 60")).await, stack.chat(OPEN, &stream("count to 5000")).await);
     for response in [&staying, &leaving] {
         assert_eq!(response.header("x-parapet-provider"), Some("vllm"), "it did not answer in time");
     }
