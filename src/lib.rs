@@ -1,11 +1,13 @@
 //! The native half of Parapet: the sidecar that remembers and reports, and the command line.
 
 pub mod accesslog;
+pub mod als;
 pub mod audit;
 pub mod cache;
 pub mod feedback;
 pub mod langsmith;
 pub mod metrics;
+pub mod otel;
 pub mod sidecar;
 pub mod sim;
 pub mod spool;

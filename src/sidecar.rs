@@ -17,20 +17,29 @@ use crate::accesslog::pipeline::{self, Pipeline, Stop};
 use crate::accesslog::position::PositionFile;
 use crate::accesslog::rotate::Rotator;
 use crate::accesslog::tail::{self, Tail};
-use crate::audit::Audit;
-use crate::cache::{Store, embedded::Embedded};
-use crate::feedback::{Feedback, queue::Queue, send::Sender};
+use crate::als;
+use crate::audit::{Audit, key::Key};
+use crate::cache::{Store, embedded::Embedded, redis::Redis};
+use crate::feedback::{Feedback, queue::Queue, send};
 use crate::langsmith::client::Client;
 use crate::langsmith::config::Config;
 use crate::langsmith::dead_letter::DeadLetters;
+use crate::langsmith::deliver::{Delivery, Pace};
 use crate::langsmith::retry::Policy;
 use crate::langsmith::upload::Uploader;
 use crate::metrics::Metrics;
+use crate::otel::config::Exports;
+use crate::otel::export::Exporter;
+use crate::otel::{client as otlp, dead_letter as otlp_letters};
 use crate::spool::index::{self, Index};
 use crate::spool::{self, Spool, durable};
 
 /// How long the batch in work may take to end when the process is told to.
 const GRACE: Duration = Duration::from_secs(5);
+/// Memory of lines that came over the network and are not durable yet.
+const ARRIVALS_BYTES: usize = 64 << 20;
+/// The export's name in the spool; the uploads have their addresses, which hold no such letter.
+const OTLP: &str = "@otlp";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -40,6 +49,9 @@ pub struct Options {
     /// Port to listen on.
     #[arg(long = "port", env = "PARAPET_SIDECAR_PORT", default_value_t = 9090)]
     pub port: u16,
+    /// Port of Envoy's gRPC access log service, on the same address; 0 serves none.
+    #[arg(long, env = "PARAPET_ALS_PORT", default_value = "0", value_parser = port_or_none)]
+    pub als_port: u16,
     /// Directory of everything that is remembered.
     #[arg(long, env = "PARAPET_DATA_DIR", default_value = ".parapet")]
     pub data_dir: PathBuf,
@@ -58,6 +70,12 @@ pub struct Options {
     /// Memory of the answer cache, in bytes.
     #[arg(long, env = "PARAPET_CACHE_BYTES", default_value_t = 256 << 20)]
     pub cache_bytes: u64,
+    /// A Redis in which sidecars share cached answers; the address may hold a password.
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub redis_url: Option<String>,
+    /// What keys in Redis begin with.
+    #[arg(long, env = "PARAPET_REDIS_PREFIX", default_value = "parapet:cache:")]
+    pub redis_prefix: String,
     /// Disk for runs that are uploaded or stay local, in bytes; what waits for upload is kept beyond it.
     #[arg(long, env = "PARAPET_SPOOL_BYTES", default_value_t = 1 << 30)]
     pub spool_bytes: u64,
@@ -69,10 +87,8 @@ pub struct Options {
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let config = Config::from_env(|name| std::env::var(name).ok()).context("the LangSmith variables")?;
-    if std::env::var("REDIS_URL").is_ok_and(|url| !url.is_empty()) {
-        tracing::warn!("REDIS_URL is set, but the Redis store does not exist yet: the embedded cache is used");
-    }
-    let sidecar = start(options, config).await?;
+    let exports = Exports::from_env(|name| std::env::var(name).ok(), &config).context("the OpenTelemetry variables")?;
+    let sidecar = start(options, config, exports).await?;
     tracing::info!("sidecar ready: http://{}", sidecar.address);
     sidecar.until(terminated()?).await
 }
@@ -93,23 +109,38 @@ pub struct Sidecar {
 ///
 /// # Errors
 /// When another sidecar holds the data directory, the port is taken, or something stored cannot be read.
-pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> {
+pub async fn start(options: Options, mut config: Config, exports: Exports) -> anyhow::Result<Sidecar> {
     let data = options.data_dir.clone();
     for dir in ["", "log", "spool", "audit", "cache", "run"] {
         let dir = data.join(dir);
         durable::private_dir(&dir).with_context(|| format!("the directory {} cannot be made", dir.display()))?;
     }
     let lock = lock(&data)?;
+    let key = Key::load_or_make(&data.join("audit/key")).context("the key of text hashes cannot be read")?;
+    config.shape.key = Some(Arc::new(key));
     let wanted = SocketAddr::new(options.listen, options.port);
     let listener = TcpListener::bind(wanted)
         .await
         .with_context(|| format!("{wanted} cannot be listened on; set PARAPET_SIDECAR_PORT to a free port"))?;
     let address = listener.local_addr()?;
 
+    let als_listener = match options.als_port {
+        0 => None,
+        port => {
+            let wanted = SocketAddr::new(options.listen, port);
+            let listener = TcpListener::bind(wanted).await;
+            Some(
+                listener
+                    .with_context(|| format!("{wanted} cannot be listened on; set PARAPET_ALS_PORT to a free port"))?,
+            )
+        }
+    };
+
     let metrics = Arc::new(Metrics::new());
-    let opening = (options.clone(), config.clone(), Arc::clone(&metrics));
-    let stores = tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, opening.2)).await??;
-    let Stores { spool, index, audit, cache, feedback, dead_letters, position } = stores;
+    let opening = (options.clone(), config.clone(), exports.clone(), Arc::clone(&metrics));
+    let stores =
+        tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, &opening.2, opening.3)).await??;
+    let Stores { spool, index, audit, cache, feedback, otlp_letters, position } = stores;
 
     let access_log = options.access_log.clone().unwrap_or_else(|| data.join("log/access.jsonl"));
     let resume =
@@ -122,11 +153,14 @@ pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> 
     };
     let stop = Arc::new(Stop::default());
     let (pipeline_alive, pipeline_ended) = oneshot::channel();
+    let (entrance, arrivals) = als::arrivals::channel(ARRIVALS_BYTES);
     let pipeline = Pipeline {
+        arrivals: als_listener.is_some().then_some(arrivals),
         tail: Tail::new(tail::Options::new(access_log), resume),
         position,
         spool: Arc::clone(&spool),
         index: Arc::clone(&index),
+        others: Index::new(pipeline::OTHERS),
         audit,
         cache: Arc::clone(&cache),
         metrics: Arc::clone(&metrics),
@@ -141,31 +175,72 @@ pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> 
 
     let (stop_tasks, stopping) = watch::channel(false);
     let mut tasks = Vec::new();
-    let client = if config.upload { Some(Arc::new(Client::new(&config)?)) } else { None };
-    let sender = Sender {
+    if let Some(listener) = als_listener {
+        tracing::info!("Envoy's gRPC access logs are taken at {}", listener.local_addr()?);
+        let server = als::server::Server { entrance, metrics: Arc::clone(&metrics) };
+        tasks.push(tokio::spawn(server.run(listener, stopping.clone())));
+    }
+    let config = Arc::new(config);
+    let sender = |destination| send::Sender {
         feedback: Arc::clone(&feedback),
-        client: client.clone(),
-        config: config.clone(),
+        destination,
+        config: Arc::clone(&config),
         policy: Policy::default(),
+        invisible: send::INVISIBLE,
         stop: stopping.clone(),
     };
-    tasks.push(tokio::spawn(sender.run()));
-    if let Some(client) = client {
-        tracing::info!("runs are uploaded to {} as project `{}`", config.endpoint, config.shape.project);
-        let uploader = Uploader {
-            client,
-            config: config.clone(),
-            spool: Arc::clone(&spool),
-            dead_letters,
+    if let Some(otlp) = exports.otlp.clone() {
+        tracing::info!("spans are exported to {}", otlp.endpoint);
+        let exporter = Exporter {
+            client: Arc::new(otlp::Client::new(otlp)?),
+            sampling: Arc::clone(&config),
+            queue: spool.queue(OTLP),
+            dead_letters: otlp_letters,
             metrics: Arc::clone(&metrics),
             policy: Policy::default(),
-            stop: stopping,
+            stop: stopping.clone(),
+        };
+        tasks.push(tokio::spawn(exporter.run()));
+    }
+    if !exports.langsmith && exports.otlp.is_none() {
+        tracing::info!(
+            "no LANGSMITH_API_KEY, LANGSMITH_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT: runs stay in {}",
+            data.join("spool").display()
+        );
+    }
+    if !config.uploads() {
+        tasks.push(tokio::spawn(sender(None).run()));
+    }
+    let dead_letters = Arc::new(DeadLetters::new(&data.join("spool")));
+    for destination in &config.destinations {
+        let client = Arc::new(Client::new(&config, destination)?);
+        let name = destination.name.clone();
+        let (receiver, letters) = (Arc::clone(&client), Arc::clone(&dead_letters));
+        let receiver = send::Destination { name: name.clone(), client: receiver, dead_letters: letters };
+        tasks.push(tokio::spawn(sender(Some(receiver)).run()));
+        if !exports.langsmith {
+            continue;
+        }
+        tracing::info!("runs are uploaded to {} as project `{}`", destination.endpoint, destination.project);
+        let delivery = Delivery {
+            destination: name,
+            client,
+            dead_letters: Arc::clone(&dead_letters),
+            metrics: Arc::clone(&metrics),
+            policy: Policy::default(),
+            stop: stopping.clone(),
+            pace: Pace::default(),
+        };
+        let uploader = Uploader {
+            delivery: Arc::new(delivery),
+            shape: config.shape_for(destination),
+            config: Arc::clone(&config),
+            queue: spool.queue(&destination.name),
+            feedback: Arc::clone(&feedback),
         };
         tasks.push(tokio::spawn(uploader.run()));
-    } else {
-        tracing::info!("no LANGSMITH_API_KEY or LANGSMITH_ENDPOINT: runs stay in {}", data.join("spool").display());
     }
-    let shared = http::Shared { metrics, spool, cache, feedback, config: Arc::new(config) };
+    let shared = http::Shared { metrics, spool, cache, feedback, config };
     Ok(Sidecar { address, listener, shared, stop, stop_tasks, pipeline_ended, tasks, _lock: lock })
 }
 
@@ -215,19 +290,22 @@ struct Stores {
     audit: Audit,
     cache: Arc<Store>,
     feedback: Arc<Feedback>,
-    dead_letters: DeadLetters,
+    otlp_letters: otlp_letters::DeadLetters,
     position: PositionFile,
 }
 
 impl Stores {
-    fn open(options: &Options, config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    fn open(options: &Options, config: &Config, exports: &Exports, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let data = &options.data_dir;
+        let destinations: Vec<String> = config.destinations.iter().map(|to| to.name.clone()).collect();
+        let uploads = destinations.iter().filter(|_| exports.langsmith).cloned();
+        let otlp = exports.otlp.as_ref().map(|_| OTLP.to_owned());
         let spool = Spool::open(spool::Options {
             dir: data.join("spool"),
             segment_bytes: (options.spool_bytes / 16).clamp(64 * 1024, 16 << 20),
             max_bytes: options.spool_bytes,
             retention: Duration::from_secs(options.retention_hours.saturating_mul(3600)),
-            upload: config.upload,
+            destinations: uploads.chain(otlp).collect(),
         })
         .with_context(|| format!("the spool in {} cannot be opened", data.join("spool").display()))?;
         let mut index = Index::new(index::CAPACITY);
@@ -236,18 +314,26 @@ impl Stores {
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let cache = Embedded::open(&data.join("cache/entries.jsonl"), options.cache_bytes, now_s)
             .context("the cache's file cannot be opened")?;
-        let queue = Queue::open(&data.join("spool/feedback.jsonl")).context("the feedback queue cannot be opened")?;
+        let shared = options.redis_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
+        let shared = shared.map(|url| Redis::new(url, &options.redis_prefix, Arc::clone(&metrics))).transpose()?;
+        let queue = Queue::open(&data.join("spool/feedback.jsonl"), &destinations)
+            .context("the feedback queue cannot be opened")?;
         Ok(Self {
             spool: Arc::new(spool),
             audit: Audit::open(&data.join("audit"))?,
-            cache: Arc::new(Store::Embedded(cache)),
+            cache: Arc::new(Store::new(cache, shared)),
             feedback: Arc::new(Feedback::new(queue, Arc::clone(&index), metrics)),
             index,
-            dead_letters: DeadLetters::open(&data.join("spool/dead-letters.jsonl"))
-                .context("the dead-letter file cannot be opened")?,
+            otlp_letters: otlp_letters::DeadLetters::open(&data.join("spool/dead-letters-otlp.jsonl"))
+                .context("the OTLP export's dead-letter file cannot be opened")?,
             position: PositionFile::new(data.join("run/accesslog-position.json")),
         })
     }
+}
+
+/// An empty variable counts as absent: that is how compose files pass what is not set.
+fn port_or_none(text: &str) -> Result<u16, std::num::ParseIntError> {
+    if text.is_empty() { Ok(0) } else { text.parse() }
 }
 
 /// Two sidecars in one data directory would each upload half and corrupt the rest.

@@ -15,6 +15,7 @@ use super::line::{self, Line, Skipped};
 use super::position::PositionFile;
 use super::rotate::Rotator;
 use super::tail::{Polled, Tail};
+use crate::als::arrivals::Arrivals;
 use crate::audit::Audit;
 use crate::cache::{self, Store};
 use crate::langsmith::tree;
@@ -28,6 +29,8 @@ const BATCH_BYTES: usize = 4 << 20;
 const IDLE: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(1);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Records without runs that are remembered: the two sources are seconds apart.
+pub const OTHERS: usize = 16_384;
 /// Lines that could not be used are logged at most so often.
 const SAMPLE: Duration = Duration::from_secs(10);
 
@@ -55,9 +58,13 @@ impl Stop {
 
 pub struct Pipeline {
     pub tail: Tail,
+    /// Lines that come over the network; they have no position.
+    pub arrivals: Option<Arrivals>,
     pub position: PositionFile,
     pub spool: Arc<Spool>,
     pub index: Arc<Mutex<Index>>,
+    /// Records that make no runs: nobody looks them up, but both sources may bring them.
+    pub others: Index,
     pub audit: Audit,
     pub cache: Arc<Store>,
     pub metrics: Arc<Metrics>,
@@ -87,16 +94,35 @@ impl Pipeline {
                 }
             }
         }
+        // What came over the network is nowhere else.
+        while self.receive() == Some(true) {}
     }
 
     /// One read and all its effects. False when there was nothing new, or when told to end in the middle.
     pub fn step(&mut self) -> io::Result<bool> {
+        let Some(received) = self.receive() else { return Ok(false) };
         let polled = self.tail.poll(BATCH_BYTES)?;
         self.metrics.backlog(self.tail.backlog());
         if polled.is_idle() {
-            return Ok(false);
+            return Ok(received);
         }
         Ok(self.take(&polled).is_some())
+    }
+
+    /// Takes what has arrived; whether there was anything, none when told to end in the middle.
+    fn receive(&mut self) -> Option<bool> {
+        let arrived = self.arrivals.as_mut().map(|arrivals| arrivals.take(BATCH_BYTES)).unwrap_or_default();
+        if arrived.is_empty() {
+            return Some(false);
+        }
+        let mut polled = Polled::default();
+        let mut rooms = Vec::with_capacity(arrived.len());
+        for one in arrived {
+            let (line, room) = one.split();
+            polled.lines.push(line);
+            rooms.push(room);
+        }
+        self.take(&polled).map(|()| true)
     }
 
     fn take(&mut self, polled: &Polled) -> Option<()> {
@@ -116,7 +142,7 @@ impl Pipeline {
             }
         }
         let fresh = self.fresh(&lines);
-        let (stop, metrics) = (&*self.stop, &*self.metrics);
+        let waiting = Waiting { stop: &self.stop, metrics: &self.metrics, spool: &self.spool };
 
         let spooled: Vec<&[u8]> = texts
             .iter()
@@ -125,22 +151,22 @@ impl Pipeline {
             .filter(|((_, line), fresh)| **fresh && line.is_run())
             .map(|((text, _), _)| *text)
             .collect();
-        retry(stop, metrics, "spool", || self.spool.append(&spooled))?;
-        self.remember(&lines, &fresh);
+        waiting.retry("spool", || self.spool.append(&spooled))?;
+        remember_all(&self.index, &mut self.others, &lines, &fresh);
 
-        let audited = retry(stop, metrics, "audit log", || self.audit.append(&lines))?;
-        audited.into_iter().for_each(|side| metrics.audited(side.name()));
+        let audited = waiting.retry("audit log", || self.audit.append(&lines))?;
+        audited.into_iter().for_each(|side| self.metrics.audited(side.name()));
 
         let entries: Vec<_> = lines.iter().filter_map(|line| cache::storable(&line.record)).collect();
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         // A cache may forget: an entry that cannot be written is no reason to hold the log.
         if let Err(error) = self.cache.put(&entries, now_s) {
-            metrics.write_failed();
+            self.metrics.write_failed();
             tracing::warn!("{} answers could not be cached: {error}", entries.len());
         }
 
         if let Some(position) = &polled.position {
-            retry(stop, metrics, "access log position", || self.position.save(position))?;
+            waiting.retry("access log position", || self.position.save(position))?;
         }
         self.spool.publish();
         for (line, fresh) in lines.iter().zip(fresh) {
@@ -157,14 +183,8 @@ impl Pipeline {
     fn fresh(&self, lines: &[Line]) -> Vec<bool> {
         let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch: HashSet<Uuid> = HashSet::new();
-        lines.iter().map(|line| index.get(line.id).is_none() && batch.insert(line.id)).collect()
-    }
-
-    fn remember(&self, lines: &[Line], fresh: &[bool]) {
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        for (line, _) in lines.iter().zip(fresh).filter(|(line, fresh)| **fresh && line.is_run()) {
-            remember(&mut index, line);
-        }
+        let known = |id| index.get(id).is_some() || self.others.get(id).is_some();
+        lines.iter().map(|line| !known(line.id) && batch.insert(line.id)).collect()
     }
 
     fn note(&mut self, polled: &Polled) {
@@ -217,25 +237,45 @@ pub fn rebuild(spool: &Spool, index: &mut Index) -> io::Result<()> {
     })
 }
 
-fn remember(index: &mut Index, line: &Line) {
-    let order = tree::root_order(line);
-    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us);
+fn remember_all(index: &Mutex<Index>, others: &mut Index, lines: &[Line], fresh: &[bool]) {
+    let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+    for (line, _) in lines.iter().zip(fresh).filter(|(_, fresh)| **fresh) {
+        remember(if line.is_run() { &mut index } else { others }, line);
+    }
 }
 
-/// Does it until it is done; none when told to end before.
-fn retry<T>(stop: &Stop, metrics: &Metrics, what: &str, mut act: impl FnMut() -> io::Result<T>) -> Option<T> {
-    let mut wait = Duration::from_millis(100);
-    loop {
-        match act() {
-            Ok(done) => return Some(done),
-            Err(error) => {
-                metrics.write_failed();
-                tracing::error!("the {what} cannot be written: {error}; nothing is lost, trying again in {wait:?}");
-                if stop.wait(wait) {
-                    return None;
-                }
-                wait = (wait * 2).min(Duration::from_secs(10));
+fn remember(index: &mut Index, line: &Line) {
+    let order = tree::root_order(line);
+    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us, !line.record.unsampled);
+}
+
+/// What a write that fails has to do with.
+struct Waiting<'a> {
+    stop: &'a Stop,
+    metrics: &'a Metrics,
+    spool: &'a Spool,
+}
+
+impl Waiting<'_> {
+    /// Does it until it is done; none when told to end before.
+    fn retry<T>(&self, what: &str, mut act: impl FnMut() -> io::Result<T>) -> Option<T> {
+        let mut wait = Duration::from_millis(100);
+        loop {
+            let error = match act() {
+                Ok(done) => return Some(done),
+                Err(error) => error,
+            };
+            self.metrics.write_failed();
+            tracing::error!("the {what} cannot be written: {error}; nothing is lost, trying again in {wait:?}");
+            if error.kind() == io::ErrorKind::StorageFull
+                && let Err(error) = self.spool.relieve()
+            {
+                tracing::error!("the spool cannot make room: {error}");
             }
+            if self.stop.wait(wait) {
+                return None;
+            }
+            wait = (wait * 2).min(Duration::from_secs(10));
         }
     }
 }

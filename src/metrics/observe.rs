@@ -167,6 +167,27 @@ impl Metrics {
         self.upload_requests.get_or_create(&[("outcome", label.to_owned())]).inc();
     }
 
+    /// `get`: `hit`, `miss`, `timeout`, `failed`, `invalid` (not an entry of ours) or `resting` (not asked after a
+    /// failure); `set`: `stored`, `failed`, `too_large` or `dropped`.
+    pub fn redis(&self, operation: &'static str, outcome: &'static str) {
+        self.cache_redis.get_or_create(&[("operation", operation.to_owned()), ("outcome", outcome.to_owned())]).inc();
+    }
+
+    /// `taken`, `without_line`, `not_a_line`, `too_long`; and `stream_broken`, which may have lost some.
+    pub fn als_entry(&self, outcome: &'static str) {
+        self.als_entries.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+    }
+
+    /// What became of spans: `accepted`, `rejected` (by a collector that took the others), `parked`, `not_sampled`,
+    /// `unreadable`.
+    pub fn otlp_spans(&self, outcome: &'static str, spans: u64) {
+        self.otlp_spans.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(spans);
+    }
+
+    pub fn otlp_request(&self, outcome: &'static str) {
+        self.otlp_requests.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+    }
+
     pub fn feedback(&self, outcome: &'static str) {
         self.feedback.get_or_create(&[("outcome", outcome.to_owned())]).inc();
     }

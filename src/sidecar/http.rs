@@ -53,7 +53,7 @@ pub(super) fn router(shared: Shared) -> Router {
 
 async fn cached(State(shared): State<Shared>, Path(key): Path<String>) -> Response {
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let found = cache::is_key(&key).then(|| shared.cache.get(&key, now_s)).flatten();
+    let found = if cache::is_key(&key) { shared.cache.get(&key, now_s).await } else { None };
     shared.metrics.cache_lookup(found.is_some());
     match found {
         Some(entry) => ([(header::CONTENT_TYPE, "application/json")], entry).into_response(),
@@ -107,7 +107,7 @@ async fn runs(State(shared): State<Shared>, Query(query): Query<Limit>) -> Respo
 async fn page(State(shared): State<Shared>) -> Html<String> {
     let stats = shared.spool.stats();
     let (entries, bytes) = shared.cache.size();
-    let upload = if shared.config.upload { "on" } else { "off: runs stay local" };
+    let upload = if shared.config.uploads() { "on" } else { "off: runs stay local" };
     let rows = [
         ("Requests since the start", shared.metrics.requests_seen().to_string()),
         ("Upload to LangSmith", upload.to_owned()),

@@ -16,12 +16,15 @@ fn options(data_dir: &Path, admin: &str) -> Options {
     Options {
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
         port: 0,
+        als_port: 0,
         data_dir: data_dir.to_owned(),
         access_log: None,
         admin_port: 0,
         admin_url: Some(admin.to_owned()),
         rotate_bytes: 256 << 20,
         cache_bytes: 1 << 20,
+        redis_url: None,
+        redis_prefix: String::new(),
         spool_bytes: 1 << 20,
         retention_hours: 1,
     }
@@ -81,7 +84,8 @@ struct Running {
 impl Running {
     async fn start(options: Options, config: Config) -> Self {
         crate::langsmith::client::install_crypto();
-        let sidecar = start(options, config).await.unwrap();
+        let exports = Exports { langsmith: config.uploads(), otlp: None };
+        let sidecar = start(options, config, exports).await.unwrap();
         let url = format!("http://{}", sidecar.address);
         let (shutdown, told) = oneshot::channel();
         let task = tokio::spawn(sidecar.until(async {
@@ -175,7 +179,7 @@ async fn without_an_upload_runs_stay_local() {
 async fn two_sidecars_never_share_a_data_directory() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(options(dir.path(), "http://127.0.0.1:9"), config(None)).await;
-    let error = start(options(dir.path(), "http://127.0.0.1:9"), config(None)).await.err().unwrap();
+    let error = start(options(dir.path(), "http://127.0.0.1:9"), config(None), Exports::default()).await.err().unwrap();
     assert!(error.to_string().contains("another sidecar works in"), "{error}");
     running.stop().await;
     Running::start(options(dir.path(), "http://127.0.0.1:9"), config(None)).await.stop().await;

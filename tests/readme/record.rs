@@ -26,6 +26,7 @@ fn whole() -> Record {
         start_us: Some(1),
         end_us: Some(1),
         text_digest: some(),
+        text: some(),
     };
     let call = ToolCall { id: text(), name: text(), arguments: text() };
     Record {

@@ -22,9 +22,16 @@ pub struct Builder {
     impatient: bool,
     ejecting: bool,
     replicas: usize,
+    guard: llama_guard::Family,
 }
 
 impl Builder {
+    /// Another guard than the shipped one, by its dialect's name.
+    pub fn guard(mut self, family: llama_guard::Family, dialect: &str) -> Self {
+        self.guard = family;
+        self.edit("dialect: llama_guard_3", &format!("dialect: {dialect}"))
+    }
+
     /// Changes the shipped configuration, everywhere the text stands.
     pub fn edit(mut self, from: &str, to: &str) -> Self {
         self.edits.push((from.to_owned(), to.to_owned()));
@@ -95,7 +102,8 @@ impl Builder {
         }
         let vllm_url = replicas.iter().map(Simulator::url).collect::<Vec<_>>().join(",");
         let openai = openai::start(quick(key(OPENAI_KEY))).await.unwrap();
-        let options = llama_guard::Options { key: key(GUARD_KEY), latency_ms: 1, ..Default::default() };
+        let options =
+            llama_guard::Options { key: key(GUARD_KEY), latency_ms: 1, family: self.guard, ..Default::default() };
         let guard = llama_guard::start(options).await.unwrap();
         let langsmith = langsmith::start(langsmith::Options::default()).await.unwrap();
 
@@ -239,6 +247,7 @@ impl Stack {
             impatient: false,
             ejecting: false,
             replicas: 1,
+            guard: llama_guard::Family::default(),
         }
     }
 
@@ -384,6 +393,11 @@ impl Stack {
         let response = self.chat(super::OPEN, &super::ask("say: still well")).await;
         assert_eq!(response.status, 200);
         assert_eq!(response.into_json().await["choices"][0]["message"]["content"], "still well");
+    }
+
+    /// What `parapet up` and its children have said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.up.log).unwrap_or_default()
     }
 
     pub fn children(&self) -> Vec<(i32, String)> {

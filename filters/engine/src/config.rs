@@ -139,6 +139,14 @@ pub struct Policy {
     pub cache: Option<Cache>,
     pub limits: Limits,
     pub trace: Trace,
+    pub audit: Audit,
+}
+
+/// What the audit log holds beside verdicts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// What was judged, where it was not simply let through.
+    pub text: bool,
 }
 
 /// What is written down of its callers' requests, and of how many.
@@ -196,6 +204,18 @@ pub struct InputGuard {
     /// P(unsafe) from which a text is unsafe.
     pub threshold: f64,
     pub categories: Categories,
+    /// Images, audio, files: what no guard is shown.
+    pub media: Media,
+}
+
+/// What becomes of a request with parts that no guard is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Media {
+    /// 403 `content_not_judged`.
+    #[default]
+    Refuse,
+    /// Let through, marked and audited.
+    Flag,
 }
 
 #[derive(Debug, Clone, Default)]

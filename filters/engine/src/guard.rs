@@ -5,6 +5,7 @@ mod completion;
 pub mod dialect;
 mod llama_guard;
 pub mod passage;
+mod pieces;
 mod qwen3_guard;
 mod shield_gemma;
 mod transcript;

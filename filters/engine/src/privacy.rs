@@ -99,6 +99,10 @@ fn redact(rules: &Rules, record: &mut Record) {
             }
         }
     }
+    // What an operator wants in the audit log, in spite of what becomes of the content.
+    for guard in [&mut record.input_guard, &mut record.output_guard].into_iter().flatten() {
+        changed |= guard.text.as_mut().is_some_and(|text| rules.apply(text));
+    }
     // What clients say of themselves.
     let tags = [&mut record.session, &mut record.feature, &mut record.end_user, &mut record.request_id];
     for text in tags.into_iter().flatten() {
@@ -189,5 +193,16 @@ mod tests {
         let unsampled = |sampling| after(&Trace { sampling, ..Trace::default() }).0.unsampled;
         // The id's random end stands at a quarter.
         assert_eq!([0.0, 0.2, 0.3, 1.0].map(unsampled), [true, true, false, false]);
+    }
+
+    #[test]
+    fn the_audited_text_is_redacted_and_outlives_withheld_content() {
+        let mut record = record();
+        let text = Some("mail alice@example.com".to_owned());
+        record.input_guard = Some(crate::record::GuardRecord { text, ..Default::default() });
+        let redact = Rules { kinds: vec![Kind::Email], patterns: Vec::new() };
+        apply(&Trace { content: Content::None, redact, ..Trace::default() }, &mut record);
+        let text = record.input_guard.unwrap().text.unwrap();
+        assert!(text.starts_with("mail ") && !text.contains("alice") && record.redacted, "{text}");
     }
 }

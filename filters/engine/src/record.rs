@@ -208,6 +208,10 @@ pub struct GuardRecord {
     /// HMAC of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_digest: Option<String>,
+    /// What was judged, at most 8,000 bytes of it, where the verdict was not simply safe and the policy says
+    /// `audit: {text: true}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

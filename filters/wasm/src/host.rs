@@ -73,6 +73,8 @@ unsafe extern "C" {
     fn proxy_continue_stream(stream: u32) -> u32;
     fn proxy_close_stream(stream: u32) -> u32;
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
+    fn proxy_set_effective_context(context: u32) -> u32;
+    fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
 }
 
 /// What a call returned by pointer: memory that the host allocated through the SDK's allocator, now ours.
@@ -212,10 +214,18 @@ pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: Option<u32>) -> bool
     unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas.unwrap_or(0)) == OK }
 }
 
-/// True for one caller of all workers. Two that ask at the very same moment may both be told so.
+/// What [`take_once`] takes. To be called where all workers' contexts are configured: the first write of a key cannot be
+/// a compare-and-swap, and Envoy's main thread makes it before there are workers.
+pub(crate) fn offer_once(key: &str) {
+    if shared_data(key).0.is_none() {
+        set_shared_data(key, b"free", None);
+    }
+}
+
+/// True for one caller of all workers.
 pub(crate) fn take_once(key: &str) -> bool {
-    let (value, _) = shared_data(key);
-    value.is_none() && set_shared_data(key, b"taken", None)
+    let (value, cas) = shared_data(key);
+    value.as_deref() == Some(b"free") && cas.is_some() && set_shared_data(key, b"taken", cas)
 }
 
 pub(crate) fn send_reply(status: u16, headers: &[(&'static str, String)], body: &[u8]) -> bool {
@@ -250,6 +260,18 @@ pub(crate) fn resume_response() {
 pub(crate) fn reset_response() {
     // SAFETY: takes no pointers. 1 is the HTTP response.
     let _ = unsafe { proxy_close_stream(1) };
+}
+
+/// What follows in this callback is done for another context; `false`: it is gone.
+pub(crate) fn act_as(context: u32) -> bool {
+    // SAFETY: takes no pointers.
+    unsafe { proxy_set_effective_context(context) == OK }
+}
+
+/// The period of a root's tick, zero for none. To be called as the root.
+pub(crate) fn tick_every(period: Duration) {
+    // SAFETY: takes no pointers.
+    let _ = unsafe { proxy_set_tick_period_milliseconds(u32::try_from(period.as_millis()).unwrap_or(u32::MAX)) };
 }
 
 /// Microseconds since the Unix epoch.

@@ -14,18 +14,29 @@ use crate::host::{self, Buffer, Map};
 use crate::provider::ProviderStream;
 use crate::shared::Shared;
 
-#[derive(Default)]
 pub(crate) struct Root {
+    id: u32,
+    /// Whoever takes this first of all workers makes the check: once for each configuration.
+    canary: String,
     shared: Option<(Kind, Rc<Shared>)>,
-    /// Calls made to the guard for its self-check.
-    canaries: u32,
+    check: Check,
 }
 
-/// Between two tries of the guard's self-check.
-const CANARY_PERIOD: Duration = Duration::from_secs(5);
+/// The guard's self-check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    Over,
+    /// Due at this time, in microseconds; so many calls were made.
+    Due {
+        at_us: u64,
+        calls: u32,
+    },
+}
+
+/// From a configuration to the first try of the guard's self-check, and between two tries.
+const FIRST_CHECK: Duration = Duration::from_millis(50);
+const CANARY_PERIOD_US: u64 = 5_000_000;
 const CANARY_TIMEOUT_MS: u64 = 4_000;
-/// Whoever writes this first of all workers makes the check.
-const CANARY_TAKEN: &str = "canary";
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -34,7 +45,25 @@ enum Kind {
 }
 
 impl Root {
-    fn send_canary(&mut self) {
+    pub(crate) const fn new(id: u32) -> Self {
+        Self { id, canary: String::new(), shared: None, check: Check::Over }
+    }
+
+    /// Asks the guard, if it is time; the first try only in one of all workers.
+    fn check_guard(&mut self, now_us: u64) {
+        let Check::Due { at_us, calls } = self.check else { return };
+        if now_us < at_us {
+            return;
+        }
+        if calls == 0 && !host::take_once(&self.canary) {
+            self.check = Check::Over;
+            return;
+        }
+        self.check = Check::Due { at_us: now_us.saturating_add(CANARY_PERIOD_US), calls: calls.saturating_add(1) };
+        self.send_canary();
+    }
+
+    fn send_canary(&self) {
         let Some((_, shared)) = &self.shared else { return };
         let Some(guard) = &shared.config.guard else { return };
         let path = format!("{}/completions", guard.base_path);
@@ -47,13 +76,13 @@ impl Root {
         if let Some(authorization) = shared.authorization(guard.api_key_env.as_deref()) {
             headers.push(("authorization", authorization));
         }
-        self.canaries = self.canaries.saturating_add(1);
         host::call(&guard.cluster, &headers, &canary::request(guard), CANARY_TIMEOUT_MS);
     }
 }
 
 impl Context for Root {
     fn on_http_call_response(&mut self, _token: u32, headers: usize, body_size: usize, _trailers: usize) {
+        let Check::Due { calls, .. } = self.check else { return };
         let status = if headers == 0 { 0 } else { host::status(Map::Callout) };
         let body = host::buffer(Buffer::Callout, 0, body_size);
         let dialect = self.shared.as_ref().map(|(_, shared)| shared.config.dialect()).unwrap_or_default();
@@ -63,8 +92,8 @@ impl Context for Root {
                 "parapet: GUARD SELF-CHECK FAILED: the guard calls a known-unsafe text safe; its verdicts are worth nothing. \
                  Check `guard.model`, and that the server shows the conversation to the model"
             ),
-            Outcome::Silent if self.canaries < canary::MAX_TRIES => {
-                if self.canaries == 1 {
+            Outcome::Silent if calls < canary::MAX_TRIES => {
+                if calls == 1 {
                     log::warn!("parapet: guard self-check: no verdict (status {status}); trying again every 5 s");
                 }
                 return;
@@ -73,7 +102,7 @@ impl Context for Root {
                 log::error!("parapet: GUARD SELF-CHECK GIVEN UP: no verdict in {} tries", canary::MAX_TRIES);
             }
         }
-        self.set_tick_period(Duration::ZERO);
+        self.check = Check::Over;
     }
 }
 
@@ -89,12 +118,17 @@ impl RootContext for Root {
             }
         };
         let json = self.get_plugin_configuration().unwrap_or_default();
-        match Config::parse(&json).and_then(Shared::new) {
+        match Config::parse(&json).and_then(|config| Shared::new(config, self.id)) {
             Ok(shared) => {
                 if let Kind::Gateway = kind {
                     shared.prepare_quota();
                     if shared.config.guard.is_some() {
-                        self.set_tick_period(Duration::from_millis(50));
+                        let sum =
+                            json.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+                        self.canary = format!("canary/{sum:x}");
+                        host::offer_once(&self.canary);
+                        self.check = Check::Due { at_us: 0, calls: 0 };
+                        host::tick_every(FIRST_CHECK);
                     }
                 }
                 self.shared = Some((kind, Rc::new(shared)));
@@ -108,20 +142,24 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
-        if self.canaries == 0 && !host::take_once(CANARY_TAKEN) {
-            self.set_tick_period(Duration::ZERO);
-            return;
+        let now_us = host::now_us();
+        self.check_guard(now_us);
+        let Some((_, shared)) = &self.shared else { return };
+        if !shared.clock.tick(now_us) {
+            host::tick_every(match self.check {
+                Check::Over => Duration::ZERO,
+                // Rounded up: a period of zero would end the ticking.
+                Check::Due { at_us, .. } => {
+                    Duration::from_millis((at_us.saturating_sub(now_us) / 1000).saturating_add(1))
+                }
+            });
         }
-        if self.canaries == 0 {
-            self.set_tick_period(CANARY_PERIOD);
-        }
-        self.send_canary();
     }
 
-    fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {
+    fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
         let (kind, shared) = self.shared.as_ref()?;
         Some(match kind {
-            Kind::Gateway => Box::new(GatewayStream::new(Rc::clone(shared))),
+            Kind::Gateway => Box::new(GatewayStream::new(Rc::clone(shared), context_id)),
             Kind::Provider => Box::new(ProviderStream::new(Rc::clone(shared))),
         })
     }

@@ -8,6 +8,7 @@ use parapet_engine::config::{Config, ConfigError, Limits};
 use parapet_engine::memory::Memory;
 use parapet_engine::quota::{Buckets, Decision};
 
+use crate::clock::Clock;
 use crate::host;
 
 /// Compare-and-swap rounds before a reservation gives up. Each lost round is another worker's success.
@@ -16,6 +17,7 @@ const MAX_CAS_ROUNDS: usize = 64;
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) memory: RefCell<Memory>,
+    pub(crate) clock: Clock,
     /// `Bearer KEY` by environment variable.
     authorizations: Vec<(String, String)>,
     random: RandomState,
@@ -23,7 +25,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: Config, root: u32) -> Result<Self, ConfigError> {
         let mut authorizations = Vec::new();
         for variable in config.key_variables() {
             match std::env::var(variable) {
@@ -43,6 +45,7 @@ impl Shared {
         Ok(Self {
             config,
             memory: RefCell::new(Memory::default()),
+            clock: Clock::new(root),
             authorizations,
             random: RandomState::new(),
             drawn: Cell::new(0),

@@ -142,6 +142,15 @@ impl Read for String {
     }
 }
 
+impl Read for bool {
+    fn read(item: &Item<'_>) -> Self {
+        match item.node {
+            Node::Flag(flag) => *flag,
+            _ => item.expected("true or false"),
+        }
+    }
+}
+
 impl Read for u64 {
     #[inline(never)]
     fn read(item: &Item<'_>) -> Self {

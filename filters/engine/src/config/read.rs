@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::item::{Choice, Item, Read};
 use super::{
-    Affinity, Cache, Categories, Config, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link, Model,
-    OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar, Trace,
+    Affinity, Audit, Cache, Categories, Config, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link,
+    Media, Model, OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar, Trace,
 };
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
@@ -19,7 +19,7 @@ const FIRST_TOKEN: FirstToken = FirstToken { stream_ms: 5_000, json_ms: 5_000, p
 const SIDECAR_TIMEOUT_MS: u64 = 10;
 const GUARD_TIMEOUT_MS: u64 = 5_000;
 const THRESHOLD: f64 = 0.5;
-const WINDOW_TOKENS: [u32; 4] = [8, 16, 32, 64];
+const WINDOW_TOKENS: [u32; 3] = [8, 16, 32];
 const MAX_TEMPERATURE: f64 = 1.0;
 
 impl Read for Config {
@@ -174,7 +174,7 @@ impl Read for KeyDigest {
 impl Read for Policy {
     #[inline(never)]
     fn read(item: &Item<'_>) -> Self {
-        let section = item.section(&["models", "input_guard", "output_guard", "cache", "limits", "trace"]);
+        let section = item.section(&["models", "input_guard", "output_guard", "cache", "limits", "trace", "audit"]);
         Self {
             models: section.optional("models"),
             input_guard: section.optional("input_guard"),
@@ -182,6 +182,7 @@ impl Read for Policy {
             cache: section.optional("cache"),
             limits: section.or("limits", Limits::default()),
             trace: section.or("trace", Trace::default()),
+            audit: section.or("audit", Audit::default()),
         }
     }
 }
@@ -203,14 +204,25 @@ impl Choice for OnFailure {
 impl Read for InputGuard {
     #[inline(never)]
     fn read(item: &Item<'_>) -> Self {
-        let section = item.section(&["mode", "timeout_ms", "on_failure", "threshold", "categories"]);
+        let section = item.section(&["mode", "timeout_ms", "on_failure", "threshold", "categories", "media"]);
         Self {
             mode: section.required("mode"),
             timeout_ms: section.or("timeout_ms", GUARD_TIMEOUT_MS),
             on_failure: section.or("on_failure", OnFailure::default()),
             threshold: section.or("threshold", THRESHOLD),
             categories: section.or("categories", Categories::default()),
+            media: section.or("media", Media::default()),
         }
+    }
+}
+
+impl Choice for Media {
+    const CHOICES: &'static [(&'static str, Self)] = &[("refuse", Self::Refuse), ("flag", Self::Flag)];
+}
+
+impl Read for Audit {
+    fn read(item: &Item<'_>) -> Self {
+        Self { text: item.section(&["text"]).or("text", false) }
     }
 }
 
