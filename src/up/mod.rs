@@ -1,6 +1,7 @@
 //! `parapet up`: the whole product in the foreground, with a stand-in for every server that is not given; `parapet
 //! render` and `parapet check`, its first steps by themselves.
 
+mod chains;
 mod check;
 mod children;
 mod console;
@@ -12,6 +13,7 @@ mod options;
 mod ports;
 mod probe;
 mod render;
+mod replicas;
 mod supervise;
 mod tied;
 mod tls;

@@ -43,6 +43,7 @@ pub(crate) fn shipped() -> Value {
 /// The shipped section with every optional key set: in the first entry of each list and in the policy `standard`.
 fn whole() -> Value {
     let mut section = shipped();
+    section["models"][0]["affinity"] = json!("prefix");
     let standard = &mut section["policies"]["standard"];
     standard["models"] = json!(["gpt-4o-mini"]);
     standard["cache"]["max_temperature"] = json!(0.7);

@@ -17,6 +17,7 @@ pub mod browser;
 pub mod http;
 pub mod scripted;
 mod stack;
+pub mod tls;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use parapet_engine::affinity;
 use parapet_engine::provider::{self, Ask, FirstToken, Gate, Target};
 use parapet_engine::record::Attempt;
 use proxy_wasm::traits::{Context, HttpContext};
@@ -50,8 +51,8 @@ impl ProviderStream {
             Some(authorization) => host::set_header(Map::Request, "authorization", authorization),
             None => host::remove_header(Map::Request, "authorization"),
         };
-        // The router's own notes, written after the gateway filter's turn.
-        for name in ["x-envoy-attempt-count", "x-envoy-expected-rq-timeout-ms"] {
+        // The router's own notes, written after the gateway filter's turn, and what it chose the replica by.
+        for name in ["x-envoy-attempt-count", "x-envoy-expected-rq-timeout-ms", affinity::HEADER] {
             host::remove_header(Map::Request, name);
         }
         if target.body_fits {

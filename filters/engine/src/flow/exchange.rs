@@ -23,6 +23,8 @@ pub struct Exchange {
     /// For the provider; taken when it is sent.
     pub(super) body: Vec<u8>,
     pub(super) request_id: Option<String>,
+    /// What chooses a replica.
+    pub(super) affinity: Option<String>,
     /// Limit for one attempt's first token or JSON answer.
     pub(super) try_ms: u64,
     pub(super) input: Input,

@@ -7,6 +7,7 @@ use super::exchange::{Exchange, Input, Lookup, Phase, Reservation, Wire};
 use super::request::{Caller, WireName};
 use super::verdict::AUDIT_BYTES;
 use super::{Context, Effect, Flow, State, respond};
+use crate::affinity;
 use crate::cache;
 use crate::config::{Config, InputMode, Media, Policy};
 use crate::conversation::Conversation;
@@ -117,6 +118,7 @@ impl Flow {
             public_model,
             body: openai::write_for_provider(conversation, openai::Edits { model: &first.model }),
             request_id: caller.request_id.clone(),
+            affinity: affinity::key(model.affinity, &caller.principal, self.record.session.as_deref(), conversation),
             try_ms: try_ms(config, conversation),
             input: Input::Off,
             unseen: unseen.is_some(),

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::exchange::Exchange;
 use super::{Effect, Head, Reply};
+use crate::affinity;
 use crate::config::Config;
 use crate::conversation::Conversation;
 use crate::identity::Principal;
@@ -96,6 +97,7 @@ pub(super) fn provider_head(exchange: &Exchange, body_bytes: usize, config: &Con
         headers.push(("x-envoy-upstream-rq-timeout-ms", config.first_token.deadline_ms.to_string()));
     }
     headers.extend(exchange.request_id.clone().map(|id| ("x-request-id", id)));
+    headers.extend(exchange.affinity.clone().map(|key| (affinity::HEADER, key)));
     headers
 }
 
