@@ -48,6 +48,8 @@ fn whole() -> Value {
     standard["cache"]["max_temperature"] = json!(0.7);
     standard["limits"] = json!({"requests_per_minute": 5, "tokens_per_minute": 1000});
     standard["trace"] = json!({"content": "full", "sampling": 1, "redact": ["email"], "redact_patterns": {"id": "a"}});
+    standard["audit"] = json!({"text": false});
+    standard["input_guard"]["media"] = json!("refuse");
     for side in ["input_guard", "output_guard"] {
         standard[side]["categories"] = json!({"flag": ["S6"], "ignore": ["S5"]});
     }
