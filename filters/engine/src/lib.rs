@@ -12,6 +12,7 @@ pub mod conversation;
 mod digest;
 pub mod flow;
 pub mod guard;
+pub mod hedge;
 pub mod identity;
 pub mod memory;
 pub mod openai;
