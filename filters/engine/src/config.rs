@@ -6,8 +6,7 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-
+use self::item::{Item, Read as _};
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
 use crate::identity::{KeyDigest, Principal};
@@ -28,59 +27,44 @@ impl fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct Config {
-    #[serde(default = "defaults::max_request_bytes")]
     pub max_request_bytes: usize,
     pub providers: Vec<Provider>,
     /// The first is the default.
     pub models: Vec<Model>,
-    #[serde(default)]
     pub first_token: FirstToken,
-    #[serde(default)]
     pub guard: Option<GuardModel>,
-    #[serde(default)]
     pub sidecar: Option<Sidecar>,
     pub keys: Vec<Key>,
     pub policies: BTreeMap<String, Policy>,
 }
 
 /// A server of models. Its key is in the environment, never here.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct Provider {
     pub name: String,
     /// The Envoy cluster of its hosts.
     pub cluster: String,
     pub authority: String,
-    #[serde(default = "defaults::base_path")]
     pub base_path: String,
-    #[serde(default)]
     pub api_key_env: Option<String>,
-    #[serde(default)]
     pub price: Price,
 }
 
 /// US dollars per million tokens.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Price {
-    #[serde(default, deserialize_with = "decimal::required")]
     pub input: f64,
     /// Of the input, what the provider took from its prefix cache.
-    #[serde(default, deserialize_with = "decimal::optional")]
     pub cached: Option<f64>,
-    #[serde(default, deserialize_with = "decimal::required")]
     pub output: f64,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct Model {
     /// The public name.
     pub name: String,
-    #[serde(default)]
     pub aliases: Vec<String>,
     /// The Envoy cluster whose priorities are the chain.
     pub cluster: String,
@@ -88,8 +72,7 @@ pub struct Model {
 }
 
 /// One provider of a model's chain.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct Link {
     pub provider: String,
     /// The model's name there.
@@ -97,57 +80,34 @@ pub struct Link {
 }
 
 /// How long an attempt may stay without its first token, in milliseconds.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy)]
 pub struct FirstToken {
-    #[serde(default = "defaults::first_token_ms")]
     pub stream_ms: u64,
     /// A JSON answer comes whole: this and [`FirstToken::per_token_ms`] for every token that may be generated.
-    #[serde(default = "defaults::first_token_ms")]
     pub json_ms: u64,
-    #[serde(default = "defaults::per_token_ms")]
     pub per_token_ms: u64,
     /// From its beginning to a JSON answer, all providers together.
-    #[serde(default = "defaults::deadline_ms")]
     pub deadline_ms: u64,
 }
 
-impl Default for FirstToken {
-    fn default() -> Self {
-        Self {
-            stream_ms: defaults::first_token_ms(),
-            json_ms: defaults::first_token_ms(),
-            per_token_ms: defaults::per_token_ms(),
-            deadline_ms: defaults::deadline_ms(),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct GuardModel {
     pub cluster: String,
     pub authority: String,
-    #[serde(default = "defaults::base_path")]
     pub base_path: String,
     pub model: String,
-    #[serde(default)]
     pub dialect: Dialect,
-    #[serde(default)]
     pub api_key_env: Option<String>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct Sidecar {
     pub cluster: String,
     pub authority: String,
-    #[serde(default = "defaults::sidecar_timeout_ms")]
     pub timeout_ms: u64,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct Key {
     pub sha256: KeyDigest,
     pub tenant: String,
@@ -155,24 +115,17 @@ pub struct Key {
     pub policy: String,
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default)]
 pub struct Policy {
     /// Public names of the models its callers may use; absent means all.
-    #[serde(default)]
     pub models: Option<Vec<String>>,
-    #[serde(default)]
     pub input_guard: Option<InputGuard>,
-    #[serde(default)]
     pub output_guard: Option<OutputGuard>,
-    #[serde(default)]
     pub cache: Option<Cache>,
-    #[serde(default)]
     pub limits: Limits,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InputMode {
     /// The model starts at once; its first byte waits for the verdict.
     Parallel,
@@ -181,8 +134,7 @@ pub enum InputMode {
     Off,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputMode {
     /// Nothing unjudged leaves.
     Hold,
@@ -194,8 +146,7 @@ pub enum OutputMode {
 }
 
 /// What a guard call without a usable verdict means.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnFailure {
     /// Refuse: 503 `guard_unavailable`.
     #[default]
@@ -204,101 +155,47 @@ pub enum OnFailure {
     Open,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct InputGuard {
-    #[serde(deserialize_with = "mode::read")]
     pub mode: InputMode,
-    #[serde(default = "defaults::guard_timeout_ms")]
     pub timeout_ms: u64,
-    #[serde(default)]
     pub on_failure: OnFailure,
     /// P(unsafe) from which a text is unsafe.
-    #[serde(default = "defaults::threshold", deserialize_with = "decimal::required")]
     pub threshold: f64,
-    #[serde(default)]
     pub categories: Categories,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct OutputGuard {
-    #[serde(deserialize_with = "mode::read")]
     pub mode: OutputMode,
-    #[serde(default = "defaults::guard_timeout_ms")]
     pub timeout_ms: u64,
-    #[serde(default)]
     pub on_failure: OnFailure,
-    #[serde(default = "defaults::threshold", deserialize_with = "decimal::required")]
     pub threshold: f64,
-    #[serde(default)]
     pub categories: Categories,
     /// Sizes of the first, second, ... window in tokens; the last is repeated.
-    #[serde(default = "defaults::window_tokens")]
     pub window_tokens: Vec<u32>,
 }
 
 /// What a category does that the guard names. Listed nowhere: `block`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Categories {
     /// Let through, marked and audited.
-    #[serde(default)]
     pub flag: Vec<Category>,
-    #[serde(default)]
     pub ignore: Vec<Category>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct Cache {
     pub ttl_s: u64,
     /// Answers sampled above this temperature are not cached.
-    #[serde(default = "defaults::max_temperature", deserialize_with = "decimal::required")]
     pub max_temperature: f64,
 }
 
 /// Per user. Absent means unlimited.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    #[serde(default)]
     pub requests_per_minute: Option<u64>,
-    #[serde(default)]
     pub tokens_per_minute: Option<u64>,
-}
-
-mod defaults {
-    pub(super) const fn max_request_bytes() -> usize {
-        4 * 1024 * 1024
-    }
-    pub(super) fn base_path() -> String {
-        "/v1".into()
-    }
-    pub(super) const fn first_token_ms() -> u64 {
-        5_000
-    }
-    pub(super) const fn deadline_ms() -> u64 {
-        120_000
-    }
-    pub(super) const fn per_token_ms() -> u64 {
-        15
-    }
-    pub(super) const fn sidecar_timeout_ms() -> u64 {
-        10
-    }
-    pub(super) const fn guard_timeout_ms() -> u64 {
-        5_000
-    }
-    pub(super) const fn threshold() -> f64 {
-        0.5
-    }
-    pub(super) fn window_tokens() -> Vec<u32> {
-        vec![8, 16, 32, 64]
-    }
-    pub(super) const fn max_temperature() -> f64 {
-        1.0
-    }
 }
 
 impl Config {
@@ -308,21 +205,15 @@ impl Config {
     /// # Errors
     /// The first mistake found, with the path of its key.
     pub fn parse(configuration: &[u8]) -> Result<Self, ConfigError> {
-        if configuration.trim_ascii_start().starts_with(b"{") {
-            return Self::parse_json(configuration);
-        }
-        let json = structure::to_json(configuration).ok_or_else(|| ConfigError {
-            path: ".".to_owned(),
-            message: "expected a google.protobuf.Struct, or a StringValue with JSON in it".to_owned(),
-        })?;
-        Self::parse_json(&json)
-    }
-
-    fn parse_json(json: &[u8]) -> Result<Self, ConfigError> {
-        let config: Self = serde_json::from_slice(json).map_err(|error| ConfigError {
-            path: path::at(json, error.line(), error.column()),
-            message: without_place(&error.to_string()),
-        })?;
+        let whole = |message: String| ConfigError { path: ".".to_owned(), message };
+        let node = if configuration.trim_ascii_start().starts_with(b"{") {
+            serde_json::from_slice(configuration).map_err(|error| whole(error.to_string()))?
+        } else {
+            structure::node(configuration).ok_or_else(|| {
+                whole("expected a google.protobuf.Struct, or a StringValue with JSON in it".to_owned())
+            })?
+        };
+        let config = Self::read(&Item::root(&node))?;
         validate::config(&config)?;
         Ok(config)
     }
@@ -363,14 +254,9 @@ impl Policy {
     }
 }
 
-/// A reader counts keys, not columns of a JSON text it never saw.
-fn without_place(message: &str) -> String {
-    message.split(" at line ").next().unwrap_or_default().to_owned()
-}
-
-mod decimal;
-mod mode;
-mod path;
+mod item;
+mod node;
+mod read;
 mod structure;
 mod validate;
 

@@ -12,8 +12,6 @@ pub mod window;
 
 use core::fmt;
 
-use serde::{Deserialize, Deserializer, de};
-
 use crate::config::{Categories, OnFailure};
 use crate::conversation::TurnsDigest;
 use crate::digest::{Parts, hex};
@@ -48,14 +46,6 @@ impl Category {
 impl fmt::Display for Category {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if *self == Self::OTHER { f.write_str("other") } else { write!(f, "S{}", self.0) }
-    }
-}
-
-impl<'de> Deserialize<'de> for Category {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text)
-            .ok_or_else(|| de::Error::custom(format_args!("expected S1 to S{}; got `{text}`", Self::LAST)))
     }
 }
 

@@ -1,17 +1,15 @@
 //! `google.protobuf.Struct` in its wire form: what Envoy hands a filter whose configuration is written inline as YAML.
 //! (A `StringValue`, as meshes send it, arrives as the JSON text itself.)
 
-use crate::openai::json_string;
+use super::node::Node;
 
 /// Deeper nesting than any configuration has.
 const MAX_DEPTH: usize = 64;
 
-/// The JSON text of an encoded `Struct`; `None` when the bytes are none.
+/// The encoded `Struct`; `None` when the bytes are none.
 #[must_use]
-pub(super) fn to_json(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut json = Vec::with_capacity(bytes.len().saturating_mul(2));
-    structure(bytes, MAX_DEPTH, &mut json)?;
-    Some(json)
+pub(super) fn node(bytes: &[u8]) -> Option<Node> {
+    structure(bytes, MAX_DEPTH)
 }
 
 /// Fields of a message: number and payload.
@@ -54,15 +52,13 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-fn string(bytes: &[u8], json: &mut Vec<u8>) -> Option<()> {
-    json.extend_from_slice(&json_string(core::str::from_utf8(bytes).ok()?));
-    Some(())
+fn text(bytes: &[u8]) -> Option<String> {
+    core::str::from_utf8(bytes).ok().map(str::to_owned)
 }
 
 /// `Struct { map<string, Value> fields = 1 }`
-fn structure(mut bytes: &[u8], depth: usize, json: &mut Vec<u8>) -> Option<()> {
-    json.push(b'{');
-    let mut first = true;
+fn structure(mut bytes: &[u8], depth: usize) -> Option<Node> {
+    let mut fields = Vec::new();
     while !bytes.is_empty() {
         let (1, Field::Bytes(mut entry)) = next_field(&mut bytes)? else { return None };
         let (mut key, mut member) = (&[][..], &[][..]);
@@ -73,58 +69,36 @@ fn structure(mut bytes: &[u8], depth: usize, json: &mut Vec<u8>) -> Option<()> {
                 _ => return None,
             }
         }
-        if !core::mem::take(&mut first) {
-            json.push(b',');
-        }
-        string(key, json)?;
-        json.push(b':');
-        value(member, depth.checked_sub(1)?, json)?;
+        fields.push((text(key)?, value(member, depth.checked_sub(1)?)?));
     }
-    json.push(b'}');
-    Some(())
+    Some(Node::Section(fields))
 }
 
 /// `Value { oneof { null = 1, number = 2, string = 3, bool = 4, struct = 5, list = 6 } }`
-fn value(mut bytes: &[u8], depth: usize, json: &mut Vec<u8>) -> Option<()> {
+fn value(mut bytes: &[u8], depth: usize) -> Option<Node> {
     if bytes.is_empty() {
-        json.extend_from_slice(b"null");
-        return Some(());
+        return Some(Node::Null);
     }
-    match next_field(&mut bytes)? {
-        (1, Field::Varint(_)) => json.extend_from_slice(b"null"),
-        (2, Field::Fixed64(fixed)) => json.extend_from_slice(number(f64::from_le_bytes(fixed))?.as_bytes()),
-        (3, Field::Bytes(bytes)) => string(bytes, json)?,
-        (4, Field::Varint(flag)) => json.extend_from_slice(if flag == 0 { b"false" } else { b"true" }),
-        (5, Field::Bytes(bytes)) => structure(bytes, depth.checked_sub(1)?, json)?,
-        (6, Field::Bytes(bytes)) => list(bytes, depth.checked_sub(1)?, json)?,
+    let node = match next_field(&mut bytes)? {
+        (1, Field::Varint(_)) => Node::Null,
+        (2, Field::Fixed64(fixed)) => Node::Number(f64::from_le_bytes(fixed)),
+        (3, Field::Bytes(bytes)) => Node::Text(text(bytes)?),
+        (4, Field::Varint(flag)) => Node::Flag(flag != 0),
+        (5, Field::Bytes(bytes)) => structure(bytes, depth.checked_sub(1)?)?,
+        (6, Field::Bytes(bytes)) => list(bytes, depth.checked_sub(1)?)?,
         _ => return None,
-    }
-    bytes.is_empty().then_some(())
+    };
+    bytes.is_empty().then_some(node)
 }
 
 /// `ListValue { repeated Value values = 1 }`
-fn list(mut bytes: &[u8], depth: usize, json: &mut Vec<u8>) -> Option<()> {
-    json.push(b'[');
-    let mut first = true;
+fn list(mut bytes: &[u8], depth: usize) -> Option<Node> {
+    let mut nodes = Vec::new();
     while !bytes.is_empty() {
         let (1, Field::Bytes(element)) = next_field(&mut bytes)? else { return None };
-        if !core::mem::take(&mut first) {
-            json.push(b',');
-        }
-        value(element, depth, json)?;
+        nodes.push(value(element, depth)?);
     }
-    json.push(b']');
-    Some(())
-}
-
-/// A `Struct` knows only doubles; whole ones become integers again.
-#[expect(clippy::cast_possible_truncation, reason = "only whole numbers within the exact range are cast")]
-fn number(double: f64) -> Option<String> {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    if double.fract() == 0.0 && double.abs() <= EXACT {
-        return Some((double as i64).to_string());
-    }
-    double.is_finite().then(|| double.to_string())
+    Some(Node::List(nodes))
 }
 
 #[cfg(test)]
@@ -171,7 +145,7 @@ mod tests {
     #[test]
     fn every_kind_of_value_comes_back() {
         let value = json!({"a": [1, -2, 0.5, "x", true, false, null, [], {}], "b": {"c": {"d": 4_194_304}}, "": "€"});
-        assert_eq!(serde_json::from_slice::<Value>(&to_json(&encode(&value)).unwrap()).unwrap(), value);
+        assert_eq!(node(&encode(&value)).unwrap(), serde_json::from_value::<Node>(value).unwrap());
     }
 
     #[test]
@@ -180,14 +154,14 @@ mod tests {
         for _ in 0..100 {
             value = json!({ "x": value });
         }
-        assert_eq!(to_json(&encode(&value)), None);
+        assert_eq!(node(&encode(&value)), None);
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Some(json) = to_json(&bytes) {
-                prop_assert!(serde_json::from_slice::<Value>(&json).is_ok());
+            if let Some(node) = node(&bytes) {
+                prop_assert!(matches!(node, Node::Section(_)));
             }
         }
     }

@@ -37,11 +37,16 @@ fn every_mistake_names_its_key_and_what_was_expected() {
             "\"mode\": \"parallel\"",
             "\"mode\": \"parallell\"",
             "policies.p.input_guard.mode",
-            "unknown variant `parallell`",
+            "expected one of `parallel`, `blocking`, `off`; got `parallell`",
         ),
-        ("\"ttl_s\"", "\"ttl\"", "policies.p.cache.ttl", "unknown field `ttl`"),
-        ("\"limits\"", "\"limit\"", "policies.p.limit", "unknown field"),
-        ("\"S6\"", "\"S60\"", "policies.p.input_guard.categories.flag", "expected S1 to S14"),
+        (
+            "\"ttl_s\"",
+            "\"ttl\"",
+            "policies.p.cache.ttl",
+            "unknown key `ttl`; expected one of `ttl_s`, `max_temperature`",
+        ),
+        ("\"limits\"", "\"limit\"", "policies.p.limit", "unknown key"),
+        ("\"S6\"", "\"S60\"", "policies.p.input_guard.categories.flag[0]", "expected S1 to S14"),
         ("\"window_tokens\": [8]", "\"window_tokens\": [0]", "policies.p.output_guard.window_tokens", "1 or more"),
         (
             "\"requests_per_minute\": 5",
@@ -53,8 +58,13 @@ fn every_mistake_names_its_key_and_what_was_expected() {
             "\"requests_per_minute\": 5",
             "\"requests_per_minute\": -5",
             "policies.p.limits.requests_per_minute",
-            "invalid value",
+            "0 or more; got `-5`",
         ),
+        ("\"ttl_s\": 60", "\"ttl_s\": 60, \"ttl_s\": 61", "policies.p.cache.ttl_s", "twice"),
+        ("\"ttl_s\": 60", "\"max_temperature\": 0", "policies.p.cache", "missing key `ttl_s`"),
+        ("\"ttl_s\": 60", "\"ttl_s\": 0.5", "policies.p.cache.ttl_s", "got a number with a fraction"),
+        ("\"aliases\": [\"n\"]", "\"aliases\": \"n\"", "models[0].aliases", "expected a list; got `n`"),
+        ("{\"ttl_s\": 60}", "[]", "policies.p.cache", "expected a section; got a list"),
         ("\"policy\": \"p\"", "\"policy\": \"q\"", "keys[0].policy", "expected one of: p"),
         ("32a642", "xxa642", "keys[0].sha256", "hexadecimal"),
         (
@@ -71,7 +81,7 @@ fn every_mistake_names_its_key_and_what_was_expected() {
             "\"model\": \"lg\"",
             "\"model\": \"lg\", \"dialect\": \"llama_guard_2\"",
             "guard.dialect",
-            "unknown variant `llama_guard_2`, expected one of `llama_guard_3`, `llama_guard_3_1b`, `llama_guard_4`, `qwen3_guard`, `shield_gemma`",
+            "expected one of `llama_guard_3`, `llama_guard_3_1b`, `llama_guard_4`, `qwen3_guard`, `shield_gemma`; got `llama_guard_2`",
         ),
         (
             "\"mode\": \"hold\"",
@@ -97,7 +107,7 @@ fn off_is_off_also_where_yaml_made_a_boolean_of_it() {
     let json = VALID.replacen("\"mode\": \"parallel\"", "\"mode\": false", 1);
     let config = Config::parse(json.as_bytes()).unwrap();
     assert_eq!(config.policies["p"].input_guard.as_ref().map(|guard| guard.mode), Some(InputMode::Off));
-    assert!(mistake("\"mode\": \"hold\"", "\"mode\": true").message.contains("the name of a mode"));
+    assert!(mistake("\"mode\": \"hold\"", "\"mode\": true").message.contains("got `true`"));
 }
 
 #[test]
@@ -112,4 +122,20 @@ fn a_guard_speaks_llama_guard_3_unless_told_otherwise() {
 fn a_guard_that_is_not_there_cannot_be_asked() {
     let error = mistake(r#""guard": {"cluster": "g", "authority": "h:3", "model": "lg"},"#, "");
     assert_eq!((&*error.path, &*error.message), ("policies.p.input_guard", "there is no `guard` to ask"));
+}
+
+#[test]
+fn a_section_without_a_value_is_as_one_that_is_not_there() {
+    let json = VALID.replacen(r#""limits": {"requests_per_minute": 5}"#, r#""limits": null"#, 1);
+    assert_eq!(Config::parse(json.as_bytes()).unwrap().policies["p"].limits, Limits::default());
+}
+
+#[test]
+fn what_is_no_configuration_at_all_says_so() {
+    for (text, message) in [("{\"keys\": [}", "line 1 column"), ("[]", "google.protobuf.Struct"), ("{}", "missing key")]
+    {
+        let error = Config::parse(text.as_bytes()).unwrap_err();
+        assert_eq!(error.path, ".", "{text}");
+        assert!(error.message.contains(message), "{error}");
+    }
 }

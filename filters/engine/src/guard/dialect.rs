@@ -1,25 +1,18 @@
 //! Which family of guard is asked: how it is prompted, and how its answers read.
 
-use serde::Deserialize;
-
 use super::completion::{self, Answer};
 use super::transcript::Template;
 use super::{Verdict, llama_guard, qwen3_guard, shield_gemma};
 use crate::conversation::Turn;
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Dialect {
     /// Llama Guard 3, 8B.
     #[default]
-    #[serde(rename = "llama_guard_3")]
     LlamaGuard3,
-    #[serde(rename = "llama_guard_3_1b")]
     LlamaGuard3Of1B,
-    #[serde(rename = "llama_guard_4")]
     LlamaGuard4,
-    #[serde(rename = "qwen3_guard")]
     Qwen3Guard,
-    #[serde(rename = "shield_gemma")]
     ShieldGemma,
 }
 

@@ -1,0 +1,245 @@
+//! How each section is read: its keys, and what is taken for a key that is not there.
+
+use super::item::{Choice, Item, Read};
+use super::{
+    Cache, Categories, Config, ConfigError, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link, Model,
+    OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar,
+};
+use crate::guard::Category;
+use crate::guard::dialect::Dialect;
+use crate::identity::KeyDigest;
+
+type Result<T> = core::result::Result<T, ConfigError>;
+
+const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
+const BASE_PATH: &str = "/v1";
+const FIRST_TOKEN: FirstToken = FirstToken { stream_ms: 5_000, json_ms: 5_000, per_token_ms: 15, deadline_ms: 120_000 };
+const SIDECAR_TIMEOUT_MS: u64 = 10;
+const GUARD_TIMEOUT_MS: u64 = 5_000;
+const THRESHOLD: f64 = 0.5;
+const WINDOW_TOKENS: [u32; 4] = [8, 16, 32, 64];
+const MAX_TEMPERATURE: f64 = 1.0;
+
+impl Read for Config {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&[
+            "max_request_bytes",
+            "providers",
+            "models",
+            "first_token",
+            "guard",
+            "sidecar",
+            "keys",
+            "policies",
+        ])?;
+        Ok(Self {
+            max_request_bytes: section.or("max_request_bytes", MAX_REQUEST_BYTES)?,
+            providers: section.required("providers")?,
+            models: section.required("models")?,
+            first_token: section.or("first_token", FIRST_TOKEN)?,
+            guard: section.optional("guard")?,
+            sidecar: section.optional("sidecar")?,
+            keys: section.required("keys")?,
+            policies: section.required("policies")?,
+        })
+    }
+}
+
+impl Read for Provider {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["name", "cluster", "authority", "base_path", "api_key_env", "price"])?;
+        Ok(Self {
+            name: section.required("name")?,
+            cluster: section.required("cluster")?,
+            authority: section.required("authority")?,
+            base_path: section.or("base_path", BASE_PATH.to_owned())?,
+            api_key_env: section.optional("api_key_env")?,
+            price: section.or("price", Price::default())?,
+        })
+    }
+}
+
+impl Read for Price {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["input", "cached", "output"])?;
+        Ok(Self {
+            input: section.or("input", 0.0)?,
+            cached: section.optional("cached")?,
+            output: section.or("output", 0.0)?,
+        })
+    }
+}
+
+impl Read for Model {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["name", "aliases", "cluster", "chain"])?;
+        Ok(Self {
+            name: section.required("name")?,
+            aliases: section.or("aliases", Vec::new())?,
+            cluster: section.required("cluster")?,
+            chain: section.required("chain")?,
+        })
+    }
+}
+
+impl Read for Link {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["provider", "model"])?;
+        Ok(Self { provider: section.required("provider")?, model: section.required("model")? })
+    }
+}
+
+impl Read for FirstToken {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["stream_ms", "json_ms", "per_token_ms", "deadline_ms"])?;
+        Ok(Self {
+            stream_ms: section.or("stream_ms", FIRST_TOKEN.stream_ms)?,
+            json_ms: section.or("json_ms", FIRST_TOKEN.json_ms)?,
+            per_token_ms: section.or("per_token_ms", FIRST_TOKEN.per_token_ms)?,
+            deadline_ms: section.or("deadline_ms", FIRST_TOKEN.deadline_ms)?,
+        })
+    }
+}
+
+impl Read for GuardModel {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["cluster", "authority", "base_path", "model", "dialect", "api_key_env"])?;
+        Ok(Self {
+            cluster: section.required("cluster")?,
+            authority: section.required("authority")?,
+            base_path: section.or("base_path", BASE_PATH.to_owned())?,
+            model: section.required("model")?,
+            dialect: section.or("dialect", Dialect::default())?,
+            api_key_env: section.optional("api_key_env")?,
+        })
+    }
+}
+
+impl Choice for Dialect {
+    const CHOICES: &'static [(&'static str, Self)] = &[
+        ("llama_guard_3", Self::LlamaGuard3),
+        ("llama_guard_3_1b", Self::LlamaGuard3Of1B),
+        ("llama_guard_4", Self::LlamaGuard4),
+        ("qwen3_guard", Self::Qwen3Guard),
+        ("shield_gemma", Self::ShieldGemma),
+    ];
+}
+
+impl Read for Sidecar {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["cluster", "authority", "timeout_ms"])?;
+        Ok(Self {
+            cluster: section.required("cluster")?,
+            authority: section.required("authority")?,
+            timeout_ms: section.or("timeout_ms", SIDECAR_TIMEOUT_MS)?,
+        })
+    }
+}
+
+impl Read for Key {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["sha256", "tenant", "user", "policy"])?;
+        Ok(Self {
+            sha256: section.required("sha256")?,
+            tenant: section.required("tenant")?,
+            user: section.required("user")?,
+            policy: section.required("policy")?,
+        })
+    }
+}
+
+impl Read for KeyDigest {
+    /// The error does not repeat what stands there: it may be the key itself.
+    fn read(item: &Item<'_>) -> Result<Self> {
+        Self::from_hex(item.text()?).map_or_else(
+            || item.error("expected the key's SHA-256 as 64 hexadecimal digits: printf %s \"$KEY\" | sha256sum"),
+            Ok,
+        )
+    }
+}
+
+impl Read for Policy {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["models", "input_guard", "output_guard", "cache", "limits"])?;
+        Ok(Self {
+            models: section.optional("models")?,
+            input_guard: section.optional("input_guard")?,
+            output_guard: section.optional("output_guard")?,
+            cache: section.optional("cache")?,
+            limits: section.or("limits", Limits::default())?,
+        })
+    }
+}
+
+impl Choice for InputMode {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("parallel", Self::Parallel), ("blocking", Self::Blocking), ("off", Self::Off)];
+}
+
+impl Choice for OutputMode {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("hold", Self::Hold), ("async", Self::Async), ("full", Self::Full), ("off", Self::Off)];
+}
+
+impl Choice for OnFailure {
+    const CHOICES: &'static [(&'static str, Self)] = &[("closed", Self::Closed), ("open", Self::Open)];
+}
+
+impl Read for InputGuard {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["mode", "timeout_ms", "on_failure", "threshold", "categories"])?;
+        Ok(Self {
+            mode: section.required("mode")?,
+            timeout_ms: section.or("timeout_ms", GUARD_TIMEOUT_MS)?,
+            on_failure: section.or("on_failure", OnFailure::default())?,
+            threshold: section.or("threshold", THRESHOLD)?,
+            categories: section.or("categories", Categories::default())?,
+        })
+    }
+}
+
+impl Read for OutputGuard {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section =
+            item.section(&["mode", "timeout_ms", "on_failure", "threshold", "categories", "window_tokens"])?;
+        Ok(Self {
+            mode: section.required("mode")?,
+            timeout_ms: section.or("timeout_ms", GUARD_TIMEOUT_MS)?,
+            on_failure: section.or("on_failure", OnFailure::default())?,
+            threshold: section.or("threshold", THRESHOLD)?,
+            categories: section.or("categories", Categories::default())?,
+            window_tokens: section.or("window_tokens", WINDOW_TOKENS.to_vec())?,
+        })
+    }
+}
+
+impl Read for Categories {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["flag", "ignore"])?;
+        Ok(Self { flag: section.or("flag", Vec::new())?, ignore: section.or("ignore", Vec::new())? })
+    }
+}
+
+impl Read for Category {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let text = item.text()?;
+        Self::parse(text).map_or_else(|| item.error(format!("expected S1 to S{}; got `{text}`", Self::LAST)), Ok)
+    }
+}
+
+impl Read for Cache {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["ttl_s", "max_temperature"])?;
+        Ok(Self { ttl_s: section.required("ttl_s")?, max_temperature: section.or("max_temperature", MAX_TEMPERATURE)? })
+    }
+}
+
+impl Read for Limits {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["requests_per_minute", "tokens_per_minute"])?;
+        Ok(Self {
+            requests_per_minute: section.optional("requests_per_minute")?,
+            tokens_per_minute: section.optional("tokens_per_minute")?,
+        })
+    }
+}
