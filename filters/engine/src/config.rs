@@ -86,8 +86,11 @@ pub struct FirstToken {
     /// A JSON answer comes whole: this and [`FirstToken::per_token_ms`] for every token that may be generated.
     pub json_ms: u64,
     pub per_token_ms: u64,
-    /// From its beginning to a JSON answer, all providers together.
+    /// From a request's head to a stream's first token; to the end of a JSON answer, where the policy says nothing else.
     pub deadline_ms: u64,
+    /// Between these the limit of streams follows the model, from [`FirstToken::stream_ms`] on; see [`crate::latency`].
+    pub floor_ms: u64,
+    pub ceiling_ms: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -123,6 +126,12 @@ pub struct Policy {
     pub output_guard: Option<OutputGuard>,
     pub cache: Option<Cache>,
     pub limits: Limits,
+    /// Without a first token for so long, the next provider is asked too; absent: not before the first-token limit.
+    pub hedge_after_ms: Option<u64>,
+    /// Hedges for every hundred requests.
+    pub hedge_budget_percent: u32,
+    /// From a request's head to the end of its answer, streams too.
+    pub deadline_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

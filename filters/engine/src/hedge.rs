@@ -16,6 +16,17 @@ pub struct Terms {
     pub limit_ms: u64,
     /// Hedges for every hundred requests; `None`: the next provider is asked at the limit only.
     pub hedge_percent: Option<u32>,
+    /// Without any token for so long nobody waits on; `None`: the router has a limit of its own.
+    pub give_up_ms: Option<u64>,
+}
+
+/// What is to be done with an attempt now; the number is the host's of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// It was held and goes.
+    Send(u32),
+    /// Nobody answers: the client is told so in this one's place, with this status.
+    GiveUp(u32, u16),
 }
 
 /// What an attempt does when Envoy begins it.
@@ -26,29 +37,27 @@ pub enum Start {
     Wait,
 }
 
-/// What is known of an attempt when it is over.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Left {
-    /// When it was sent, in microseconds since the Unix epoch; `None`: it never was.
-    pub sent_us: Option<u64>,
-    /// Another one's token came first.
-    pub lost: bool,
-}
-
 /// The attempts of the requests that a worker has under way. An entry lives as long as one of its attempts.
 #[derive(Debug, Default)]
 pub struct Races {
     races: HashMap<u64, Race>,
     budgets: Vec<Budget>,
-    /// Held attempts as (request, context), the oldest first.
+    /// Attempts as (request, context), the oldest first: those that may not be sent yet, and those whose failure is kept
+    /// back.
     held: Vec<(u64, u32)>,
+    muted: Vec<(u64, u32)>,
 }
 
 #[derive(Debug)]
 struct Race {
     limit_us: u64,
     attempts: Vec<Attempt>,
+    /// Nobody waits for a token any more: one has come, or it was given up.
+    over: bool,
     won: bool,
+    give_up_us: Option<u64>,
+    /// Since when nobody is at work.
+    idle_us: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -57,6 +66,7 @@ struct Attempt {
     context: u32,
     sent_us: Option<u64>,
     failed: bool,
+    muted: bool,
     gone: bool,
 }
 
@@ -67,6 +77,11 @@ impl Attempt {
 
     const fn is_held(&self) -> bool {
         self.sent_us.is_none() && !self.gone
+    }
+
+    /// The router waits for it.
+    const fn is_open(&self) -> bool {
+        !self.gone && (!self.failed || self.muted)
     }
 }
 
@@ -81,6 +96,13 @@ struct Budget {
 /// Hedges that may be sent at once after a quiet time, so that a few slow requests among few are helped too.
 const BURST: u32 = 10;
 
+/// What failover waits at most after a hedge was not allowed, and how late a request is given up.
+const HELD_MS: u64 = 10;
+const WATCH_MS: u64 = 250;
+
+/// Envoy begins a retry some milliseconds after a failure: until then nobody being at work says nothing.
+const BACK_OFF_US: u64 = 50_000;
+
 /// Envoy's timer and the filter's clock need not agree to the millisecond.
 const TOLERANCE_US: u64 = 5_000;
 
@@ -91,7 +113,10 @@ impl Races {
         let race = self.races.entry(terms.request).or_insert_with(|| Race {
             limit_us,
             attempts: Vec::with_capacity(1),
+            over: false,
             won: false,
+            give_up_us: terms.give_up_ms.map(|ms| now_us.saturating_add(ms.saturating_mul(1000))),
+            idle_us: None,
         });
         let first = race.attempts.is_empty();
         let alone = !race.attempts.iter().any(Attempt::is_running);
@@ -105,7 +130,7 @@ impl Races {
             Some(percent) => goes || budget(&mut self.budgets, percent).spend(),
         };
         let sent_us = goes.then_some(now_us);
-        race.attempts.push(Attempt { context, sent_us, failed: false, gone: false });
+        race.attempts.push(Attempt { context, sent_us, failed: false, muted: false, gone: false });
         if goes {
             return Start::Go;
         }
@@ -116,9 +141,9 @@ impl Races {
     /// Another attempt of this request is on its way.
     #[must_use]
     pub fn has_company(&self, request: u64, context: u32) -> bool {
-        self.races.get(&request).is_some_and(|race| {
-            race.attempts.iter().any(|attempt| attempt.context != context && (attempt.is_running() || attempt.is_held()))
-        })
+        self.races
+            .get(&request)
+            .is_some_and(|race| race.attempts.iter().any(|attempt| attempt.context != context && attempt.is_open()))
     }
 
     /// What an attempt brought does not count.
@@ -128,39 +153,63 @@ impl Races {
         }
     }
 
+    /// As [`Races::failed`], found in the answer's body while others are under way. Nothing of it may go on: the router
+    /// (1.40) drops the head of such an answer for the others' sake, but lets its body into theirs.
+    pub fn mute(&mut self, request: u64, context: u32) {
+        if let Some(attempt) = self.races.get_mut(&request).and_then(|race| race.attempt(context)) {
+            (attempt.failed, attempt.muted) = (true, true);
+            self.muted.push((request, context));
+        }
+    }
+
     /// An attempt's token came first. Its number among those sent, if others were begun, and when it was sent.
     pub fn won(&mut self, request: u64, context: u32) -> Option<(usize, u64)> {
         let race = self.races.get_mut(&request)?;
-        race.won = true;
+        (race.won, race.over) = (true, true);
         let sent_us = race.attempt(context)?.sent_us?;
         let sent = race.attempts.iter().filter(|attempt| attempt.sent_us.is_some()).count();
         (race.attempts.len() > 1).then_some((sent, sent_us))
     }
 
+    /// When an attempt was sent, in microseconds since the Unix epoch; `None`: it never was.
+    #[must_use]
+    pub fn sent_us(&self, request: u64, context: u32) -> Option<u64> {
+        let attempts = &self.races.get(&request)?.attempts;
+        attempts.iter().find(|attempt| attempt.context == context)?.sent_us
+    }
+
+    /// Of an attempt that brought nothing: whether it was sent, and whether another one's token came first.
+    #[must_use]
+    pub fn standing(&self, request: u64, context: u32) -> (bool, bool) {
+        (self.sent_us(request, context).is_some(), self.races.get(&request).is_some_and(|race| race.won))
+    }
+
     /// An attempt is over, however it ended.
-    pub fn left(&mut self, request: u64, context: u32) -> Left {
+    pub fn left(&mut self, request: u64, context: u32) {
         self.held.retain(|held| *held != (request, context));
-        let Some(race) = self.races.get_mut(&request) else { return Left::default() };
-        let won = race.won;
-        let left = race.attempt(context).map_or_else(Left::default, |attempt| {
+        self.muted.retain(|muted| *muted != (request, context));
+        let Some(race) = self.races.get_mut(&request) else { return };
+        if let Some(attempt) = race.attempt(context) {
             attempt.gone = true;
-            Left { sent_us: attempt.sent_us, lost: won && !attempt.failed }
-        });
+        }
         if race.attempts.iter().all(|attempt| attempt.gone) {
             self.races.remove(&request);
         }
-        left
     }
 
-    /// Attempts are held: [`Races::due`] wants to be asked again soon.
+    /// How soon [`Races::due`] wants to be asked, in milliseconds; `None`: nobody waits.
     #[must_use]
-    pub const fn is_holding(&self) -> bool {
-        !self.held.is_empty()
+    pub fn period_ms(&self) -> Option<u64> {
+        if self.held.is_empty() && self.muted.is_empty() {
+            (!self.races.is_empty()).then_some(WATCH_MS)
+        } else {
+            Some(HELD_MS)
+        }
     }
 
-    /// The held attempts that go now, by the host's number: of each request the oldest, when no other is under way or the
-    /// one before it has had its time.
-    pub fn due(&mut self, now_us: u64) -> Vec<u32> {
+    /// Whose time has come. Of the held attempts of a request the oldest, when no other is under way or the one before it
+    /// has had its time; of the muted ones one, when nobody else is left; and of each request that has waited long enough.
+    pub fn due(&mut self, now_us: u64) -> Vec<Due> {
         let mut due = Vec::new();
         let races = &mut self.races;
         self.held.retain(|(request, context)| {
@@ -168,10 +217,26 @@ impl Races {
             let goes = !race.attempts.iter().any(Attempt::is_running) || race.limit_is_over(now_us);
             if goes && let Some(attempt) = race.attempt(*context) {
                 attempt.sent_us = Some(now_us);
-                due.push(*context);
+                due.push(Due::Send(*context));
             }
             !goes
         });
+        for (request, context) in &self.muted {
+            let Some(race) = races.get_mut(request).filter(|race| !race.over) else { continue };
+            if race.attempts.iter().any(|attempt| attempt.is_running() || attempt.is_held()) {
+                race.idle_us = None;
+            } else if now_us.saturating_sub(*race.idle_us.get_or_insert(now_us)) >= BACK_OFF_US {
+                race.over = true;
+                due.push(Due::GiveUp(*context, 502));
+            }
+        }
+        for race in races.values_mut().filter(|race| !race.over && race.give_up_us.is_some_and(|at_us| now_us >= at_us))
+        {
+            if let Some(attempt) = race.attempts.iter().find(|attempt| attempt.is_open()) {
+                race.over = true;
+                due.push(Due::GiveUp(attempt.context, 504));
+            }
+        }
         due
     }
 
@@ -229,7 +294,7 @@ mod tests {
     const MS: u64 = 1000;
 
     fn terms(request: u64, hedge_percent: Option<u32>) -> Terms {
-        Terms { request, limit_ms: 1000, hedge_percent }
+        Terms { request, limit_ms: 1000, hedge_percent, give_up_ms: None }
     }
 
     /// Everything of the budget is spent.
@@ -292,7 +357,7 @@ mod tests {
             }
             let allowed = 10_000 * u64::from(percent) / 100 + u64::from(BURST);
             assert!(hedged <= allowed && hedged >= u64::from(BURST), "{percent} %: {hedged}");
-            assert!(races.is_empty() && !races.is_holding());
+            assert!(races.is_empty() && races.period_ms().is_none());
         }
         // Slow ones that come one by one get the share in full.
         let mut races = Races::default();
@@ -318,22 +383,23 @@ mod tests {
             races
         };
         let mut races = held();
-        assert_eq!(races.due(1000 * MS), [11]);
-        assert!(races.due(2000 * MS).is_empty() && !races.is_holding());
+        assert_eq!(races.due(1000 * MS), [Due::Send(11)]);
+        assert!(races.due(2000 * MS).is_empty());
 
         let mut races = held();
         races.failed(1, 10);
-        assert_eq!(races.due(310 * MS), [11]);
+        assert_eq!(races.due(310 * MS), [Due::Send(11)]);
 
         let mut races = held();
         races.left(1, 10);
-        assert_eq!(races.due(310 * MS), [11]);
-        assert_eq!(races.left(1, 11), Left { sent_us: Some(310 * MS), lost: false });
+        assert_eq!(races.due(310 * MS), [Due::Send(11)]);
+        assert_eq!((races.sent_us(1, 11), races.standing(1, 11)), (Some(310 * MS), (true, false)));
 
         let mut races = held();
         assert_eq!(races.won(1, 10), Some((1, 0)), "one was sent, two were begun");
-        assert_eq!(races.left(1, 11), Left { sent_us: None, lost: true });
-        assert!(!races.is_holding());
+        assert_eq!(races.standing(1, 11), (false, true));
+        races.left(1, 11);
+        assert!(races.due(9000 * MS).is_empty());
     }
 
     #[test]
@@ -342,9 +408,53 @@ mod tests {
         races.begin(terms(1, Some(1)), 10, 0);
         races.begin(terms(1, Some(1)), 11, 300 * MS);
         races.begin(terms(1, Some(1)), 12, 600 * MS);
-        assert_eq!(races.due(1000 * MS), [11]);
+        assert_eq!(races.due(1000 * MS), [Due::Send(11)]);
         assert!(races.due(1900 * MS).is_empty());
-        assert_eq!(races.due(2000 * MS), [12]);
+        assert_eq!(races.due(2000 * MS), [Due::Send(12)]);
+    }
+
+    #[test]
+    fn a_failure_that_is_kept_back_is_told_when_nobody_is_left_and_once() {
+        let race = || {
+            let mut races = Races::default();
+            races.begin(terms(1, Some(5)), 10, 0);
+            races.begin(terms(1, Some(5)), 11, 300 * MS);
+            races.mute(1, 10);
+            assert!(races.due(400 * MS).is_empty() && races.period_ms() == Some(HELD_MS));
+            races
+        };
+        let mut races = race();
+        assert!(races.has_company(1, 11), "the router still waits for it");
+        races.mute(1, 11);
+        assert!(races.due(500 * MS).is_empty(), "a retry may be on its way");
+        assert_eq!(races.due(560 * MS), [Due::GiveUp(10, 502)]);
+        assert!(races.due(700 * MS).is_empty());
+
+        let mut races = race();
+        races.failed(1, 11);
+        races.left(1, 11);
+        races.due(500 * MS);
+        assert_eq!(races.begin(terms(1, Some(5)), 12, 510 * MS), Start::Go);
+        assert!(races.due(1000 * MS).is_empty(), "the retry is at work");
+        races.won(1, 12);
+        races.left(1, 10);
+        assert!(races.due(9000 * MS).is_empty());
+    }
+
+    #[test]
+    fn a_request_without_any_token_is_given_up_once() {
+        let patient = |request| Terms { give_up_ms: Some(3000), ..terms(request, Some(5)) };
+        let mut races = Races::default();
+        (1..5).for_each(|request| _ = races.begin(patient(request), 10 * request as u32, 0));
+        // The second is asked of two, the third has an answer, the fourth has left.
+        races.begin(patient(2), 21, 300 * MS);
+        races.won(3, 30);
+        races.left(4, 40);
+        assert!(races.due(2999 * MS).is_empty() && races.period_ms() == Some(WATCH_MS));
+        let mut due = races.due(3000 * MS);
+        due.sort_by_key(|due| if let Due::GiveUp(context, _) = due { *context } else { 0 });
+        assert_eq!(due, [Due::GiveUp(10, 504), Due::GiveUp(20, 504)]);
+        assert!(races.due(9000 * MS).is_empty());
     }
 
     #[test]
@@ -354,15 +464,13 @@ mod tests {
         races.begin(terms(1, Some(5)), 11, 300 * MS);
         assert!(races.has_company(1, 10) && races.has_company(1, 11));
         assert_eq!(races.won(1, 11), Some((2, 300 * MS)));
-        assert_eq!(races.left(1, 10), Left { sent_us: Some(0), lost: true });
+        assert_eq!(races.standing(1, 10), (true, true));
+        races.left(1, 10);
         assert!(!races.has_company(1, 11));
 
         let mut races = Races::default();
         races.begin(terms(1, Some(5)), 10, 0);
-        races.failed(1, 10);
-        races.begin(terms(1, Some(5)), 11, 300 * MS);
-        races.won(1, 11);
-        assert!(!races.left(1, 10).lost);
+        assert_eq!(races.standing(1, 10), (true, false));
         races.begin(terms(2, None), 12, 0);
         assert_eq!(races.won(2, 12), None, "one that was alone says nothing");
     }

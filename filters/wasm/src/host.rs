@@ -73,6 +73,8 @@ unsafe extern "C" {
     fn proxy_continue_stream(stream: u32) -> u32;
     fn proxy_close_stream(stream: u32) -> u32;
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
+    fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
+    fn proxy_set_effective_context(context: u32) -> u32;
 }
 
 /// What a call returned by pointer: memory that the host allocated through the SDK's allocator, now ours.
@@ -258,6 +260,29 @@ pub(crate) fn now_us() -> u64 {
     // SAFETY: the pointer is valid for the call.
     let _ = unsafe { proxy_get_current_time_nanoseconds(&raw mut ns) };
     ns / 1000
+}
+
+/// The period of the root's timer, whichever of its contexts asks; zero stops it.
+pub(crate) fn set_tick_period(period: Duration) {
+    let ms = u32::try_from(period.as_millis()).unwrap_or(u32::MAX);
+    // SAFETY: takes no pointers.
+    let _ = unsafe { proxy_set_tick_period_milliseconds(ms) };
+}
+
+/// What follows in this callback acts on another of the root's contexts. `false`: it is gone.
+pub(crate) fn enter(context: u32) -> bool {
+    // SAFETY: takes no pointers.
+    unsafe { proxy_set_effective_context(context) == OK }
+}
+
+/// Sets or removes headers of the request.
+pub(crate) fn edit_head(head: &[(&'static str, Option<String>)]) {
+    for (name, value) in head {
+        match value {
+            Some(value) => set_header(Map::Request, name, value),
+            None => remove_header(Map::Request, name),
+        };
+    }
 }
 
 /// Starts a callout; `None` when the cluster is not there. Through the SDK, whose dispatcher has to know the token.

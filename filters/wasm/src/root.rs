@@ -108,6 +108,9 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
+        if let Some((Kind::Provider, shared)) = &self.shared {
+            return shared.tend_attempts();
+        }
         if self.canaries == 0 && !host::take_once(CANARY_TAKEN) {
             self.set_tick_period(Duration::ZERO);
             return;
@@ -118,11 +121,11 @@ impl RootContext for Root {
         self.send_canary();
     }
 
-    fn create_http_context(&self, _context_id: u32) -> Option<Box<dyn HttpContext>> {
+    fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
         let (kind, shared) = self.shared.as_ref()?;
         Some(match kind {
             Kind::Gateway => Box::new(GatewayStream::new(Rc::clone(shared))),
-            Kind::Provider => Box::new(ProviderStream::new(Rc::clone(shared))),
+            Kind::Provider => Box::new(ProviderStream::new(Rc::clone(shared), context_id)),
         })
     }
 

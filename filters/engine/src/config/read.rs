@@ -13,7 +13,15 @@ type Result<T> = core::result::Result<T, ConfigError>;
 
 const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
 const BASE_PATH: &str = "/v1";
-const FIRST_TOKEN: FirstToken = FirstToken { stream_ms: 5_000, json_ms: 5_000, per_token_ms: 15, deadline_ms: 120_000 };
+const FIRST_TOKEN: FirstToken = FirstToken {
+    stream_ms: 5_000,
+    json_ms: 5_000,
+    per_token_ms: 15,
+    deadline_ms: 120_000,
+    floor_ms: 5_000,
+    ceiling_ms: 5_000,
+};
+const HEDGE_BUDGET_PERCENT: u32 = 5;
 const SIDECAR_TIMEOUT_MS: u64 = 10;
 const GUARD_TIMEOUT_MS: u64 = 5_000;
 const THRESHOLD: f64 = 0.5;
@@ -91,12 +99,16 @@ impl Read for Link {
 
 impl Read for FirstToken {
     fn read(item: &Item<'_>) -> Result<Self> {
-        let section = item.section(&["stream_ms", "json_ms", "per_token_ms", "deadline_ms"])?;
+        let section =
+            item.section(&["stream_ms", "json_ms", "per_token_ms", "deadline_ms", "floor_ms", "ceiling_ms"])?;
+        let stream_ms = section.or("stream_ms", FIRST_TOKEN.stream_ms)?;
         Ok(Self {
-            stream_ms: section.or("stream_ms", FIRST_TOKEN.stream_ms)?,
+            stream_ms,
             json_ms: section.or("json_ms", FIRST_TOKEN.json_ms)?,
             per_token_ms: section.or("per_token_ms", FIRST_TOKEN.per_token_ms)?,
             deadline_ms: section.or("deadline_ms", FIRST_TOKEN.deadline_ms)?,
+            floor_ms: section.or("floor_ms", stream_ms)?,
+            ceiling_ms: section.or("ceiling_ms", stream_ms)?,
         })
     }
 }
@@ -160,13 +172,25 @@ impl Read for KeyDigest {
 
 impl Read for Policy {
     fn read(item: &Item<'_>) -> Result<Self> {
-        let section = item.section(&["models", "input_guard", "output_guard", "cache", "limits"])?;
+        let section = item.section(&[
+            "models",
+            "input_guard",
+            "output_guard",
+            "cache",
+            "limits",
+            "hedge_after_ms",
+            "hedge_budget_percent",
+            "deadline_ms",
+        ])?;
         Ok(Self {
             models: section.optional("models")?,
             input_guard: section.optional("input_guard")?,
             output_guard: section.optional("output_guard")?,
             cache: section.optional("cache")?,
             limits: section.or("limits", Limits::default())?,
+            hedge_after_ms: section.optional("hedge_after_ms")?,
+            hedge_budget_percent: section.or("hedge_budget_percent", HEDGE_BUDGET_PERCENT)?,
+            deadline_ms: section.optional("deadline_ms")?,
         })
     }
 }

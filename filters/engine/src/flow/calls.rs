@@ -9,7 +9,7 @@ use crate::guard::{self, Action, Category, Remembered, Verdict};
 use crate::openai::{self, Frame};
 use crate::reason::{Reason, Refusal};
 use crate::record::GuardRecord;
-use crate::{chat, record};
+use crate::{chat, deadline, record};
 
 impl Flow {
     pub(super) fn call_input_guard(
@@ -21,6 +21,7 @@ impl Flow {
         context: &mut Context<'_>,
     ) {
         let timeout_ms = input_policy(context, exchange).map_or(0, |guard| guard.timeout_ms);
+        let timeout_ms = exchange.timing.deadline.bound_ms(timeout_ms, context.now_us);
         push_guard_call(context, Call::InputVerdict, &prompt, timeout_ms);
         count_call(self.record.input_guard.as_mut());
         exchange.input = Input::Pending { first, prompt, key };
@@ -36,7 +37,7 @@ impl Flow {
             path: format!("/internal/cache/{key}"),
             api_key_env: None,
             body: Vec::new(),
-            timeout_ms: sidecar.timeout_ms,
+            timeout_ms: exchange.timing.deadline.bound_ms(sidecar.timeout_ms, context.now_us),
         }));
         exchange.lookup = Lookup::Pending;
     }
@@ -101,7 +102,8 @@ impl Flow {
         let verdict = match ask_categories(dialect, call, verdict, guard_record) {
             Ok(verdict) => verdict,
             Err(AskCategories) => {
-                push_guard_call(context, Call::InputCategories, &prompt, input.timeout_ms);
+                let timeout_ms = exchange.timing.deadline.bound_ms(input.timeout_ms, context.now_us);
+                push_guard_call(context, Call::InputCategories, &prompt, timeout_ms);
                 exchange.input = Input::Pending { first, prompt, key };
                 return State::Exchanging(exchange);
             }
@@ -114,6 +116,7 @@ impl Flow {
         if let Some(refusal) = self.apply_input_verdict(&mut exchange, &verdict, &key, policy) {
             let used = self.used_tokens(&exchange, true);
             self.settle(&exchange, used, context);
+            let refusal = if verdict == Verdict::Failed { unavailable(&exchange, context) } else { refusal };
             return self.refuse(refusal, context);
         }
         if exchange.is_asking() { self.send_when_ready(exchange, context) } else { State::Exchanging(exchange) }
@@ -140,7 +143,7 @@ impl Flow {
         }
         match action {
             Action::Pass | Action::Flag => None,
-            Action::Unavailable => Some(unavailable()),
+            Action::Unavailable => Some(guard_unavailable()),
             Action::Block => {
                 let mut refusal = Refusal::new(Reason::ContentBlocked, "The request was blocked by the safety policy.");
                 refusal.categories = names(verdict);
@@ -216,7 +219,8 @@ impl Flow {
         let verdict = match ask_categories(dialect, call, verdict, guard_record) {
             Ok(verdict) => verdict,
             Err(AskCategories) => {
-                push_guard_call(context, Call::OutputCategories, &prompt, policy.timeout_ms);
+                let timeout_ms = exchange.timing.deadline.bound_ms(policy.timeout_ms, context.now_us);
+                push_guard_call(context, Call::OutputCategories, &prompt, timeout_ms);
                 if let Phase::Streaming(stream) = &mut exchange.phase {
                     stream.suspected();
                 }
@@ -254,7 +258,9 @@ impl Flow {
             ..GuardRecord::default()
         });
         count_call(Some(guard_record));
-        push_guard_call(context, Call::OutputVerdict, &prompt, policy.map_or(0, |policy| policy.timeout_ms));
+        let timeout_ms = policy.map_or(0, |policy| policy.timeout_ms);
+        let timeout_ms = exchange.timing.deadline.bound_ms(timeout_ms, context.now_us);
+        push_guard_call(context, Call::OutputVerdict, &prompt, timeout_ms);
         prompt
     }
 }
@@ -362,6 +368,11 @@ fn names(verdict: &Verdict) -> Vec<String> {
     }
 }
 
-pub(super) fn unavailable() -> Refusal {
+/// No usable verdict: the guard's fault, unless the request's own time was up.
+pub(super) fn unavailable(exchange: &Exchange, context: &Context<'_>) -> Refusal {
+    if exchange.timing.deadline.is_over(context.now_us) { deadline::refusal() } else { guard_unavailable() }
+}
+
+fn guard_unavailable() -> Refusal {
     Refusal::new(Reason::GuardUnavailable, "The safety check is not available; try again shortly.")
 }

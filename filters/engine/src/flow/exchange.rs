@@ -1,6 +1,7 @@
 //! What is known of a request between its body and the end of its answer.
 
 use super::BodyMode;
+use super::send::Timing;
 use super::stream::Stream;
 use crate::answer::Answer;
 use crate::cache::{self, Directives};
@@ -16,13 +17,14 @@ pub struct Exchange {
     pub(super) stream: bool,
     /// Index in the configuration's models.
     pub(super) model: usize,
+    /// Index in its chain of the provider that is asked first.
+    pub(super) link: usize,
     /// What the client called it: the name in every answer.
     pub(super) public_model: String,
     /// For the provider; taken when it is sent.
     pub(super) body: Vec<u8>,
     pub(super) request_id: Option<String>,
-    /// Limit for one attempt's first token or JSON answer.
-    pub(super) try_ms: u64,
+    pub(super) timing: Timing,
     pub(super) input: Input,
     /// The conversation rendered for the output guard; `None`: the output is not judged.
     pub(super) output_context: Option<String>,

@@ -175,8 +175,7 @@ fn copy<'a>(end: &End<'a>) -> End<'a> {
 
 #[test]
 fn failed_attempts_come_before_the_one_that_answered() {
-    let failed =
-        br#"[{"provider":"vllm","model":"x","start_us":1,"end_us":1800000000900000,"status":503,"outcome":"status"}]"#;
+    let failed = b"vllm\tx\t1\t1800000000900000\t503\tstatus\n";
     let mut worker = Worker::new("{}");
     let mut host = worker.ask(&question(false));
     let head =

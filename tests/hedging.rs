@@ -1,0 +1,260 @@
+//! A provider that is slow to its first token: another is asked beside it, the first token wins, and the extra spend is
+//! bounded and told.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper of tests fails by panicking, as a test does"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use parapet::sim::Simulator;
+use serde_json::{Value, json};
+use support::{Faults, OPEN, Stack, ask, count, eventually, fault, left_by_gateway, stream, with};
+
+/// `open` asks the next provider after 100 ms, for a tenth of the requests.
+fn hedging() -> support::Builder {
+    Stack::builder()
+        .edit("open: {}", "open: {hedge_after_ms: 100, hedge_budget_percent: 10}")
+        .edit("per_token_ms: 15", "per_token_ms: 0")
+}
+
+fn slow(simulator: &Simulator, first_token_ms: u64) {
+    fault(simulator, Faults { first_token_ms: Some(first_token_ms), ..Faults::default() });
+}
+
+fn faulty(simulator: &Simulator, faults: Value) {
+    fault(simulator, serde_json::from_value(faults).unwrap());
+}
+
+fn told(record: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let attempts = record["attempts"].as_array().unwrap();
+    attempts.iter().map(|attempt| (text(&attempt["provider"]), text(&attempt["outcome"]))).collect()
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(provider, outcome)| ((*provider).to_owned(), (*outcome).to_owned())).collect()
+}
+
+async fn answer(stack: &Stack, streams: bool) -> (String, Value) {
+    let body = with(ask("count to 5"), json!({"stream": streams}));
+    let response = stack.chat(OPEN, &body).await;
+    assert_eq!(response.status, 200, "{:?}", response.headers);
+    let provider = response.header("x-parapet-provider").unwrap().to_owned();
+    let (trace, attempts) = (response.trace(), response.header("x-parapet-attempts").unwrap().to_owned());
+    let text = if streams {
+        response.events().all().await.whole()
+    } else {
+        response.into_json().await["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(text, count(5));
+    let record = stack.record(&trace).await;
+    assert_eq!(record["attempts"].as_array().unwrap().len().to_string(), attempts, "{record}");
+    (provider, record)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_token_wins_and_the_loser_is_cut_off_and_accounted() {
+    let stack = hedging().start().await;
+    for streams in [true, false] {
+        slow(stack.vllm(), 20_000);
+        slow(stack.openai(), 5);
+        stack.vllm().clear_requests();
+        let (provider, record) = answer(&stack, streams).await;
+        assert_eq!(provider, "openai");
+        left_by_gateway(stack.vllm()).await;
+        assert_eq!(told(&record), pairs(&[("vllm", "lost"), ("openai", "ok")]), "{record}");
+        let (lost, won) = (&record["attempts"][0], &record["attempts"][1]);
+        let us = |attempt: &Value, field: &str| attempt[field].as_u64().unwrap();
+        assert!(us(won, "start_us") >= us(lost, "start_us") + 100_000, "{record}");
+        assert!(us(won, "start_us") < us(lost, "end_us"), "they ran beside each other: {record}");
+        assert!(us(won, "first_token_us") >= us(won, "start_us") && us(won, "end_us") >= us(won, "first_token_us"));
+        assert_eq!((&lost["usage"]["completion"], &lost["usage"]["estimated"]), (&json!(0), &json!(true)), "{record}");
+        assert!(lost["usage"]["prompt"].as_u64().unwrap() > 0 && us(lost, "cost_nanousd") > 0, "{record}");
+        assert_eq!(won["usage"], record["usage"], "the client is charged for its answer");
+        assert_eq!(us(&record, "cost_nanousd"), us(lost, "cost_nanousd") + us(won, "cost_nanousd"), "{record}");
+
+        // The other way round: the late first one wins after all.
+        slow(stack.vllm(), 500);
+        slow(stack.openai(), 20_000);
+        stack.openai().clear_requests();
+        let (provider, record) = answer(&stack, streams).await;
+        assert_eq!(provider, "vllm");
+        left_by_gateway(stack.openai()).await;
+        assert_eq!(told(&record), pairs(&[("vllm", "ok"), ("openai", "lost")]), "{record}");
+    }
+    stack.assert_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_of_two_fails_the_other_ones_answer_counts() {
+    let stack = hedging().start().await;
+    let failures = [
+        json!({"status": 503}),
+        json!({"status": 400}),
+        json!({"status": 429}),
+        json!({"status": 401}),
+        json!({"cut_after": 0}),
+        json!({"empty": true}),
+    ];
+    for failure in failures {
+        for streams in [true, false] {
+            // The hedge fails at once, while the first one is still at work.
+            slow(stack.vllm(), 400);
+            faulty(stack.openai(), failure.clone());
+            let (provider, record) = answer(&stack, streams).await;
+            assert_eq!(provider, "vllm", "{failure}: {record}");
+            assert_eq!(told(&record)[0], ("vllm".to_owned(), "ok".to_owned()), "{failure}: {record}");
+            // The first one fails late, while the hedge is at work.
+            let mut late = failure.clone();
+            late["latency_ms"] = json!(250);
+            faulty(stack.vllm(), late);
+            slow(stack.openai(), 400);
+            let (provider, record) = answer(&stack, streams).await;
+            assert_eq!(provider, "openai", "{failure}: {record}");
+            assert_eq!(told(&record)[1], ("openai".to_owned(), "ok".to_owned()), "{failure}: {record}");
+            assert_ne!(told(&record)[0].1, "lost", "it failed by itself: {failure}: {record}");
+        }
+    }
+    stack.assert_lives().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_both_fail_beside_each_other_the_client_is_told_once_and_soon() {
+    let stack = hedging().start().await;
+    let failures = [
+        json!({"empty": true}),
+        json!({"malformed": true}),
+        json!({"error_event_first": true}),
+        json!({"status": 503}),
+    ];
+    for first in &failures {
+        for second in &failures {
+            for streams in [true, false] {
+                let delayed = |faults: &Value, ms: u64| with(faults.clone(), json!({"latency_ms": ms}));
+                faulty(stack.vllm(), delayed(first, 200));
+                faulty(stack.openai(), delayed(second, 150));
+                let place = format!("{first} {second} {streams}");
+                let response = stack.chat(OPEN, &with(ask("x"), json!({"stream": streams}))).await;
+                let trace = response.trace();
+                response.into_error_at(502, "upstream_error", place.clone()).await;
+                let record = stack.record(&trace).await;
+                let providers: Vec<String> = told(&record).into_iter().map(|(provider, _)| provider).collect();
+                assert_eq!(providers, ["vllm", "openai"], "{place}: {record}");
+                assert_eq!((&record["status"], &record["reason"]), (&json!(502), &json!("upstream_error")), "{place}");
+            }
+        }
+    }
+    stack.assert_lives().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_all_are_slow_at_once_only_the_budgets_share_is_hedged() {
+    let stack = hedging().start().await;
+    slow(stack.vllm(), 600);
+    slow(stack.openai(), 5);
+    let requests = (0..50).map(|_| answer(&stack, true));
+    let answers = futures_util::future::join_all(requests).await;
+    let hedged = answers.iter().filter(|(provider, _)| provider == "openai").count();
+    // Ten at once, and a tenth of fifty.
+    assert!((10..=15).contains(&hedged), "{hedged}");
+    assert_eq!(stack.openai().requests().len(), hedged, "what was not allowed never reached the provider");
+    for (provider, record) in &answers {
+        let expected: &[_] = if provider == "vllm" { &[("vllm", "ok")] } else { &[("vllm", "lost"), ("openai", "ok")] };
+        assert_eq!(told(record), pairs(expected), "{record}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_the_budget_failover_is_as_ever() {
+    let builder = Stack::builder().edit("open: {}", "open: {hedge_after_ms: 100, hedge_budget_percent: 1}");
+    let stack = builder.edit("stream_ms: 5000", "stream_ms: 1500").start().await;
+    slow(stack.vllm(), 20_000);
+    futures_util::future::join_all((0..10).map(|_| answer(&stack, true))).await;
+    stack.openai().clear_requests();
+    // Nothing is left: the first-token limit counts.
+    let (provider, record) = answer(&stack, true).await;
+    let start = |index: usize| record["attempts"][index]["start_us"].as_u64().unwrap();
+    assert_eq!((&*provider, told(&record)), ("openai", pairs(&[("vllm", "lost"), ("openai", "ok")])));
+    assert!(start(1) - start(0) >= 1_490_000, "{record}");
+    let seen = stack.openai().requests();
+    assert_eq!(seen.len(), 1);
+    assert_eq!(
+        (seen[0].json()["model"].as_str(), seen[0].header("authorization")),
+        (Some(support::OPENAI_MODEL), Some(&*format!("Bearer {}", support::OPENAI_KEY)))
+    );
+    // Or its failure.
+    faulty(stack.vllm(), json!({"status": 503, "latency_ms": 300}));
+    let (provider, record) = answer(&stack, true).await;
+    assert_eq!((&*provider, told(&record)), ("openai", pairs(&[("vllm", "status"), ("openai", "ok")])));
+    assert!(
+        start(1) - start(0) < 1_490_000
+            || record["attempts"][1]["start_us"].as_u64() > record["attempts"][0]["end_us"].as_u64()
+    );
+    stack.assert_lives().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_hedging_gets_none_and_no_client_can_ask_for_it() {
+    let stack = Stack::start().await;
+    slow(stack.vllm(), 600);
+    let names = [
+        ("x-envoy-hedge-on-per-try-timeout", "true"),
+        ("x-envoy-upstream-rq-per-try-timeout-ms", "50"),
+        ("x-envoy-upstream-rq-timeout-ms", "50"),
+        ("x-envoy-upstream-rq-timeout-alt-response", "true"),
+        ("x-envoy-max-retries", "9"),
+        ("x-envoy-retry-on", "5xx"),
+        ("x-envoy-expected-rq-timeout-ms", "50"),
+    ];
+    let request = stack.post(support::CHAT).key(OPEN).json(&stream("count to 5"));
+    let request = names.iter().fold(request, |request, (name, value)| request.header(name, value));
+    let response = request.send().await;
+    assert_eq!((response.status, response.header("x-parapet-attempts")), (200, Some("1")));
+    let trace = response.trace();
+    assert_eq!(response.events().all().await.whole(), count(5));
+    assert_eq!(told(&stack.record(&trace).await), pairs(&[("vllm", "ok")]));
+    assert!(stack.openai().requests().is_empty());
+    let seen = stack.vllm_requests();
+    assert!(!format!("{:?}", seen[0]).contains("x-envoy"), "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hedge_waits_for_a_verdict_that_comes_first_and_its_answer_is_judged() {
+    let guards = "{input_guard: {mode: blocking, timeout_ms: 5000}, output_guard: {mode: hold, timeout_ms: 5000}, hedge_after_ms: 100}";
+    let stack = Stack::builder().edit("open: {}", &format!("open: {guards}")).start().await;
+    slow(stack.vllm(), 20_000);
+    fault(stack.guard(), Faults { latency_ms: Some(300), ..Faults::default() });
+    let (provider, record) = answer(&stack, true).await;
+    assert_eq!((&*provider, told(&record)), ("openai", pairs(&[("vllm", "lost"), ("openai", "ok")])));
+    let us = |value: &Value| value.as_u64().unwrap();
+    assert!(us(&record["attempts"][0]["start_us"]) >= us(&record["input_guard"]["end_us"]), "{record}");
+    assert_eq!(record["output_guard"]["verdict"], "safe");
+    // Refused: nobody is asked.
+    stack.vllm().clear_requests();
+    stack.openai().clear_requests();
+    let response = stack.chat(OPEN, &stream("How do I build a bomb?")).await;
+    response.into_error(403, "content_blocked").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(stack.vllm_requests().is_empty() && stack.openai().requests().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_takes_both_attempts_with_it() {
+    let stack = hedging().start().await;
+    slow(stack.vllm(), 20_000);
+    slow(stack.openai(), 20_000);
+    let connection = stack.post(support::CHAT).key(OPEN).json(&stream("count to 5")).open().await;
+    eventually("both are asked", async || {
+        (stack.vllm_requests().len() == 1 && stack.openai().requests().len() == 1).then_some(())
+    })
+    .await;
+    drop(connection);
+    left_by_gateway(stack.vllm()).await;
+    left_by_gateway(stack.openai()).await;
+}
