@@ -28,7 +28,7 @@ pub(super) fn refusal_headers(refusal: &Refusal, trace_id: &str) -> Headers {
         headers.push(("retry-after", seconds.to_string()));
     }
     headers.extend(refusal.allow.map(|method| ("allow", method.to_owned())));
-    if refusal.reason.retry_is_pointless() {
+    if refusal.is_lasting || refusal.reason.retry_is_pointless() {
         headers.push(("x-should-retry", "false".to_owned()));
     }
     headers

@@ -290,6 +290,9 @@ pub(super) fn refused_answer() -> Answered {
     Answered { content: REFUSAL.to_owned(), finish_reason: Some("content_filter".to_owned()), ..Answered::default() }
 }
 
+/// OpenAI's code for a 429 that no wait helps; what it stands in tells nothing of the request.
+const NO_QUOTA: &[u8] = b"insufficient_quota";
+
 /// What the client is told when the last provider failed. A provider's word passes on only where the request itself is
 /// at fault; anything else might speak of what is inside.
 fn provider_failure(status: u16, retry_after_s: Option<u64>, body: &[u8]) -> Refusal {
@@ -302,6 +305,11 @@ fn provider_failure(status: u16, retry_after_s: Option<u64>, body: &[u8]) -> Ref
             Refusal::new(Reason::InvalidRequest, message.replace(['\n', '\r'], " "))
         }
         404 => Refusal::new(Reason::ModelNotFound, "The model is not served at the moment.").at("model"),
+        429 if body.windows(NO_QUOTA.len()).any(|window| window == NO_QUOTA) => {
+            // Not the client's quota, and no wait helps.
+            let message = "The model's provider has no quota left for this gateway; its operator has to raise it.";
+            Refusal { is_lasting: true, ..Refusal::new(Reason::UpstreamError, message) }
+        }
         413 => Refusal::new(Reason::RequestTooLarge, "The request is too large."),
         408 | 504 => Refusal::new(Reason::UpstreamTimeout, "No model answered in time."),
         _ => Refusal::new(Reason::UpstreamError, "No model could answer."),

@@ -47,6 +47,26 @@ fn every_failure_of_the_last_provider_has_its_answer() {
 }
 
 #[test]
+fn a_providers_limit_is_told_with_its_wait_and_its_lack_of_quota_as_lasting() {
+    let no_quota = r#"{"error":{"message":"You exceeded your current quota","type":"insufficient_quota","code":"insufficient_quota"}}"#;
+    for (body, retry_after, told) in [
+        (r#"{"error":{"code":"rate_limit_exceeded"}}"#, Some("7"), (Some("7"), None)),
+        (no_quota, None, (None, Some("false"))),
+    ] {
+        let mut worker = Worker::new("{}");
+        let mut host = worker.ask(&question(false));
+        let head = [(":status", "429"), ("content-type", JSON)];
+        let wait: Vec<_> = retry_after.iter().map(|seconds| ("retry-after", *seconds)).collect();
+        host.response_head(&[&head[..], &wait].concat(), false);
+        host.response_body(body.as_bytes(), true);
+        assert_eq!(host.refused(), (502, "upstream_error".to_owned()), "every provider failed");
+        assert_eq!((host.reply_header("retry-after"), host.reply_header("x-should-retry")), told);
+        let text = String::from_utf8(host.reply.clone().unwrap().body).unwrap();
+        assert!(!text.contains("You exceeded") && text.contains("operator") == told.1.is_some(), "{text}");
+    }
+}
+
+#[test]
 fn the_providers_account_headers_do_not_reach_the_client() {
     let mut worker = Worker::new(LIMITED);
     let mut host = worker.ask(&question(false));
