@@ -344,11 +344,13 @@ async fn guards_are_given_no_more_than_what_is_left() {
     let guards = "{input_guard: {mode: blocking, timeout_ms: 60000}, output_guard: {mode: hold, timeout_ms: 60000}, deadline_ms: 500}";
     let stack = Stack::builder().edit("open: {}", &format!("open: {guards}")).start().await;
     fault(stack.guard(), Faults { hang: true, ..Faults::default() });
-    let response = stack.chat(OPEN, &stream("count to 5")).await;
+    let response = stack.chat(OPEN, &stream("count to 9")).await;
     response.into_error(504, "upstream_timeout").await;
     assert!(stack.vllm_requests().is_empty(), "nobody was asked");
-    // The guard of the answer is asked and never answers.
-    fault(stack.guard(), Faults { latency_ms: Some(300), ..Faults::default() });
+    // The prompt's verdict is remembered from here on; the answer's never comes.
+    fault(stack.guard(), Faults::default());
+    assert_eq!(stack.chat(OPEN, &ask("count to 5")).await.status, 200);
+    fault(stack.guard(), Faults { hang: true, ..Faults::default() });
     for streams in [true, false] {
         let response = stack.chat(OPEN, &with(ask("count to 5"), json!({"stream": streams}))).await;
         response.into_error(504, "upstream_timeout").await;

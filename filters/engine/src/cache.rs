@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::answer::Answer;
 use crate::config;
@@ -54,15 +55,14 @@ impl Key {
             hash.add(text.as_bytes());
         }
         hash.add(&turns.0);
-        let params: BTreeMap<&str, &str> = conversation
-            .params
-            .iter()
-            .map(|(key, value)| (&**key, value.get()))
-            .filter(|(key, _)| !IRRELEVANT.contains(key))
-            .collect();
+        // Inserted one by one: collecting would bring a whole sort into the module.
+        let mut params: BTreeMap<&str, &RawValue> = BTreeMap::new();
+        for (key, value) in conversation.params.iter().filter(|(key, _)| !IRRELEVANT.contains(&&**key)) {
+            params.insert(key, value);
+        }
         for (key, value) in params {
             hash.add(key.as_bytes());
-            hash.add(value.as_bytes());
+            hash.add(value.get().as_bytes());
         }
         Self(hash.finish())
     }

@@ -1,5 +1,7 @@
 //! Reading a value of the configuration as what it has to be. Every mistake names the path of its key, and what was
 //! expected there.
+//!
+//! Read once at load and never again: nothing here is inlined, which is worth 20 KB in the module.
 
 use std::collections::BTreeMap;
 
@@ -29,20 +31,24 @@ impl<'a> Item<'a> {
         Self { path: String::new(), node }
     }
 
+    #[inline(never)]
     pub(super) fn error<T>(&self, message: impl Into<String>) -> Result<T> {
         let path = if self.path.is_empty() { ".".to_owned() } else { self.path.clone() };
         Err(ConfigError { path, message: message.into() })
     }
 
+    #[inline(never)]
     fn expected<T>(&self, what: &str) -> Result<T> {
         self.error(format!("expected {what}; got {}", self.node.kind()))
     }
 
+    #[inline(never)]
     fn child(&self, key: &str, node: &'a Node) -> Self {
         let path = if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) };
         Self { path, node }
     }
 
+    #[inline(never)]
     pub(super) fn text(&self) -> Result<&'a str> {
         match self.node {
             Node::Text(text) => Ok(text),
@@ -50,6 +56,7 @@ impl<'a> Item<'a> {
         }
     }
 
+    #[inline(never)]
     fn fields(&self) -> Result<&'a [(String, Node)]> {
         let Node::Section(fields) = self.node else { return self.expected("a section") };
         for (i, (key, node)) in fields.iter().enumerate() {
@@ -61,6 +68,7 @@ impl<'a> Item<'a> {
     }
 
     /// The section whose keys can be `keys` and nothing else.
+    #[inline(never)]
     pub(super) fn section(&self, keys: &'static [&'static str]) -> Result<Section<'a>> {
         let fields = self.fields()?;
         for (key, node) in fields {
@@ -94,6 +102,7 @@ pub(super) struct Section<'a> {
 
 impl Section<'_> {
     /// A key without a value (`limits:` and nothing below) is as one that is not there.
+    #[inline(never)]
     pub(super) fn optional<T: Read>(&self, key: &'static str) -> Result<Option<T>> {
         match self.fields.iter().find(|(name, _)| name == key) {
             None | Some((_, Node::Null)) => Ok(None),

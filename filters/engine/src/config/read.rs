@@ -29,6 +29,7 @@ const WINDOW_TOKENS: [u32; 4] = [8, 16, 32, 64];
 const MAX_TEMPERATURE: f64 = 1.0;
 
 impl Read for Config {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&[
             "max_request_bytes",
@@ -54,6 +55,7 @@ impl Read for Config {
 }
 
 impl Read for Provider {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["name", "cluster", "authority", "base_path", "api_key_env", "price"])?;
         Ok(Self {
@@ -68,6 +70,7 @@ impl Read for Provider {
 }
 
 impl Read for Price {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["input", "cached", "output"])?;
         Ok(Self {
@@ -79,6 +82,7 @@ impl Read for Price {
 }
 
 impl Read for Model {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["name", "aliases", "cluster", "chain"])?;
         Ok(Self {
@@ -91,6 +95,7 @@ impl Read for Model {
 }
 
 impl Read for Link {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["provider", "model"])?;
         Ok(Self { provider: section.required("provider")?, model: section.required("model")? })
@@ -98,6 +103,7 @@ impl Read for Link {
 }
 
 impl Read for FirstToken {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section =
             item.section(&["stream_ms", "json_ms", "per_token_ms", "deadline_ms", "floor_ms", "ceiling_ms"])?;
@@ -114,6 +120,7 @@ impl Read for FirstToken {
 }
 
 impl Read for GuardModel {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["cluster", "authority", "base_path", "model", "dialect", "api_key_env"])?;
         Ok(Self {
@@ -138,6 +145,7 @@ impl Choice for Dialect {
 }
 
 impl Read for Sidecar {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["cluster", "authority", "timeout_ms"])?;
         Ok(Self {
@@ -149,6 +157,7 @@ impl Read for Sidecar {
 }
 
 impl Read for Key {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["sha256", "tenant", "user", "policy"])?;
         Ok(Self {
@@ -162,6 +171,7 @@ impl Read for Key {
 
 impl Read for KeyDigest {
     /// The error does not repeat what stands there: it may be the key itself.
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         Self::from_hex(item.text()?).map_or_else(
             || item.error("expected the key's SHA-256 as 64 hexadecimal digits: printf %s \"$KEY\" | sha256sum"),
@@ -171,6 +181,7 @@ impl Read for KeyDigest {
 }
 
 impl Read for Policy {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&[
             "models",
@@ -210,6 +221,7 @@ impl Choice for OnFailure {
 }
 
 impl Read for InputGuard {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["mode", "timeout_ms", "on_failure", "threshold", "categories"])?;
         Ok(Self {
@@ -223,6 +235,7 @@ impl Read for InputGuard {
 }
 
 impl Read for OutputGuard {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section =
             item.section(&["mode", "timeout_ms", "on_failure", "threshold", "categories", "window_tokens"])?;
@@ -238,6 +251,7 @@ impl Read for OutputGuard {
 }
 
 impl Read for Categories {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["flag", "ignore"])?;
         Ok(Self { flag: section.or("flag", Vec::new())?, ignore: section.or("ignore", Vec::new())? })
@@ -245,6 +259,7 @@ impl Read for Categories {
 }
 
 impl Read for Category {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let text = item.text()?;
         Self::parse(text).map_or_else(|| item.error(format!("expected S1 to S{}; got `{text}`", Self::LAST)), Ok)
@@ -252,6 +267,7 @@ impl Read for Category {
 }
 
 impl Read for Cache {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["ttl_s", "max_temperature"])?;
         Ok(Self { ttl_s: section.required("ttl_s")?, max_temperature: section.or("max_temperature", MAX_TEMPERATURE)? })
@@ -259,6 +275,7 @@ impl Read for Cache {
 }
 
 impl Read for Limits {
+    #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
         let section = item.section(&["requests_per_minute", "tokens_per_minute"])?;
         Ok(Self {

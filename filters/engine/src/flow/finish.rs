@@ -11,7 +11,10 @@ impl Flow {
         self.record.end_us = context.now_us;
         let details = end.details.unwrap_or_default();
         match state {
-            State::Exchanging(exchange) if details.starts_with(b"upstream_") && !exchange.is_complete() => {
+            State::Exchanging(exchange)
+                if !exchange.is_complete()
+                    && (details.starts_with(b"upstream_") || is_late(exchange, details, context)) =>
+            {
                 self.finish_broken(exchange, context);
             }
             State::Exchanging(exchange) => self.finish_exchange(exchange, true, context),
@@ -39,8 +42,10 @@ impl Flow {
             (self.record.client_aborted, self.record.truncated) = (false, true);
         }
         if self.record.status == 0 {
-            self.record.status = Reason::UpstreamError.status();
-            self.record.reason = Some(Reason::UpstreamError.code().to_owned());
+            let late = exchange.timing.deadline.is_over(context.now_us.saturating_add(TIMER_US));
+            let reason = if late { Reason::UpstreamTimeout } else { Reason::UpstreamError };
+            self.record.status = reason.status();
+            self.record.reason = Some(reason.code().to_owned());
         }
     }
 
@@ -115,6 +120,14 @@ impl Flow {
             used,
         });
     }
+}
+
+/// Envoy's timers run early by so much at most, by the filter's clock.
+const TIMER_US: u64 = 10_000;
+
+/// Time was up, and nobody left by himself.
+fn is_late(exchange: &Exchange, details: &[u8], context: &Context<'_>) -> bool {
+    exchange.timing.deadline.is_over(context.now_us.saturating_add(TIMER_US)) && !details.starts_with(b"downstream_")
 }
 
 /// What a blocked stream ended with.

@@ -107,7 +107,11 @@ pub(super) fn note_conversation(record: &mut Record, conversation: &Conversation
     if conversation.params.is_empty() {
         return;
     }
-    let params: BTreeMap<&str, &RawValue> = conversation.params.iter().map(|(key, value)| (&**key, *value)).collect();
+    // Inserted one by one: collecting would bring a whole sort into the module.
+    let mut params: BTreeMap<&str, &RawValue> = BTreeMap::new();
+    for (key, value) in &conversation.params {
+        params.insert(key, value);
+    }
     record.params = serde_json::value::to_raw_value(&params).ok();
 }
 

@@ -75,9 +75,12 @@ pub(super) fn verdict(answer: &Answer<'_>, threshold: f64) -> Verdict {
         return Verdict::Failed;
     }
     let names = lines.find_map(|line| line.trim().strip_prefix("Categories:")).unwrap_or_default();
-    let mut categories: Vec<Category> = names.split(',').flat_map(categories_of).copied().collect();
-    categories.sort_unstable();
-    categories.dedup();
+    let mut categories: Vec<Category> = Vec::new();
+    for &category in names.split(',').flat_map(categories_of) {
+        if let Err(place) = categories.binary_search(&category) {
+            categories.insert(place, category);
+        }
+    }
     Verdict::of(answer.p_unsafe(|token| token == "Safe", says_unsafe), said_unsafe, threshold, categories)
 }
 
