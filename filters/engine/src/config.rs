@@ -68,6 +68,8 @@ pub struct Model {
     pub aliases: Vec<String>,
     /// The Envoy cluster whose priorities are the chain.
     pub cluster: String,
+    /// The Envoy cluster whose priorities are the chain without its first.
+    pub spill_cluster: Option<String>,
     pub chain: Vec<Link>,
 }
 
@@ -132,6 +134,17 @@ pub struct Policy {
     pub hedge_budget_percent: u32,
     /// From a request's head to the end of its answer, streams too.
     pub deadline_ms: Option<u64>,
+    /// From which load of the first provider on a request goes to the rest of its chain.
+    pub spill: Option<Spill>,
+}
+
+/// Either is enough. See [`crate::admission`].
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Spill {
+    /// Requests in the queue of the replica with the shortest one.
+    pub waiting: Option<u64>,
+    /// Of the KV cache of the replica with the emptiest one, from 0 to 1.
+    pub kv_cache: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -241,6 +254,12 @@ impl Config {
     #[must_use]
     pub fn policy(&self, principal: &Principal) -> Option<&Policy> {
         self.policies.get(&principal.policy)
+    }
+
+    /// Somebody wants to know how busy providers are.
+    #[must_use]
+    pub fn watches_load(&self) -> bool {
+        self.sidecar.is_some() && self.policies.values().any(|policy| policy.spill.is_some())
     }
 
     /// The guard's; it matters only where a guard is asked.

@@ -4,6 +4,7 @@ use core::hash::Hash;
 
 use hashbrown::HashMap;
 
+use crate::admission::Loads;
 use crate::cache::{self, Entry};
 use crate::guard::{self, Remembered};
 use crate::latency::FirstTokens;
@@ -63,6 +64,7 @@ pub struct Memory {
     pub answers: Bounded<cache::Key, Entry>,
     pub verdicts: Bounded<guard::Key, Remembered>,
     pub first_tokens: FirstTokens,
+    pub loads: Loads,
 }
 
 impl Default for Memory {
@@ -71,6 +73,7 @@ impl Default for Memory {
             answers: Bounded::new(32 * 1024 * 1024),
             verdicts: Bounded::new(8 * 1024 * 1024),
             first_tokens: FirstTokens::default(),
+            loads: Loads::default(),
         }
     }
 }

@@ -88,6 +88,9 @@ pub struct Record {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
 
+    /// The first provider of the model's chain was too busy to be asked.
+    #[serde(skip_serializing_if = "is_false")]
+    pub spilled: bool,
     /// The client left before the answer was whole.
     #[serde(skip_serializing_if = "is_false")]
     pub client_aborted: bool,

@@ -4,6 +4,7 @@
 use core::time::Duration;
 use std::rc::Rc;
 
+use parapet_engine::admission;
 use parapet_engine::config::Config;
 use parapet_engine::guard::canary::{self, Outcome};
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
@@ -19,6 +20,10 @@ pub(crate) struct Root {
     shared: Option<(Kind, Rc<Shared>)>,
     /// Calls made to the guard for its self-check.
     canaries: u32,
+    /// When the next is made, in microseconds since the Unix epoch; `None`: none is.
+    next_canary_us: Option<u64>,
+    /// The question about the providers' load that is under way.
+    load_call: Option<u32>,
 }
 
 /// Between two tries of the guard's self-check.
@@ -34,6 +39,28 @@ enum Kind {
 }
 
 impl Root {
+    fn watches_load(&self) -> bool {
+        self.shared.as_ref().is_some_and(|(_, shared)| shared.config.watches_load())
+    }
+
+    /// Off the way of any request: what this brings is what the next ones find.
+    fn ask_load(&mut self) {
+        let Some((_, shared)) = &self.shared else { return };
+        let Some(sidecar) = &shared.config.sidecar else { return };
+        let headers = [(":method", "GET"), (":path", admission::PATH), (":authority", &*sidecar.authority)];
+        self.load_call = host::call(&sidecar.cluster, &headers, b"", admission::PERIOD_MS);
+    }
+
+    fn set_timer(&self) {
+        host::set_tick_period(if self.watches_load() {
+            Duration::from_millis(admission::PERIOD_MS)
+        } else if self.next_canary_us.is_some() {
+            CANARY_PERIOD
+        } else {
+            Duration::ZERO
+        });
+    }
+
     fn send_canary(&mut self) {
         let Some((_, shared)) = &self.shared else { return };
         let Some(guard) = &shared.config.guard else { return };
@@ -53,9 +80,16 @@ impl Root {
 }
 
 impl Context for Root {
-    fn on_http_call_response(&mut self, _token: u32, headers: usize, body_size: usize, _trailers: usize) {
+    fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
         let status = if headers == 0 { 0 } else { host::status(Map::Callout) };
         let body = host::buffer(Buffer::Callout, 0, body_size);
+        if self.load_call == Some(token) {
+            self.load_call = None;
+            if let (200, Some((_, shared))) = (status, &self.shared) {
+                shared.memory.borrow_mut().loads.hear(&String::from_utf8_lossy(&body), host::now_us());
+            }
+            return;
+        }
         let dialect = self.shared.as_ref().map(|(_, shared)| shared.config.dialect()).unwrap_or_default();
         match canary::outcome(dialect, status, &body) {
             Outcome::Judges => log::info!("parapet: guard self-check passed"),
@@ -73,7 +107,8 @@ impl Context for Root {
                 log::error!("parapet: GUARD SELF-CHECK GIVEN UP: no verdict in {} tries", canary::MAX_TRIES);
             }
         }
-        self.set_tick_period(Duration::ZERO);
+        self.next_canary_us = None;
+        self.set_timer();
     }
 }
 
@@ -93,8 +128,9 @@ impl RootContext for Root {
             Ok(shared) => {
                 if let Kind::Gateway = kind {
                     shared.prepare_quota();
-                    if shared.config.guard.is_some() {
-                        self.set_tick_period(Duration::from_millis(50));
+                    self.next_canary_us = shared.config.guard.as_ref().map(|_| 0);
+                    if self.next_canary_us.is_some() || shared.config.watches_load() {
+                        host::set_tick_period(Duration::from_millis(50));
                     }
                 }
                 self.shared = Some((kind, Rc::new(shared)));
@@ -111,14 +147,21 @@ impl RootContext for Root {
         if let Some((Kind::Provider, shared)) = &self.shared {
             return shared.tend_attempts();
         }
-        if self.canaries == 0 && !host::take_once(CANARY_TAKEN) {
-            self.set_tick_period(Duration::ZERO);
-            return;
+        if self.watches_load() {
+            self.ask_load();
         }
-        if self.canaries == 0 {
-            self.set_tick_period(CANARY_PERIOD);
+        let now_us = host::now_us();
+        // Without another use for the timer it is the canary's own.
+        let is_due = |at_us: u64| !self.watches_load() || now_us >= at_us;
+        if self.next_canary_us.is_some_and(is_due) {
+            if self.canaries == 0 && !host::take_once(CANARY_TAKEN) {
+                self.next_canary_us = None;
+            } else {
+                self.next_canary_us = Some(now_us.saturating_add(CANARY_PERIOD.as_micros() as u64));
+                self.send_canary();
+            }
         }
-        self.send_canary();
+        self.set_timer();
     }
 
     fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {

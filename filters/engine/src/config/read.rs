@@ -3,7 +3,7 @@
 use super::item::{Choice, Item, Read};
 use super::{
     Cache, Categories, Config, ConfigError, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link, Model,
-    OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar,
+    OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar, Spill,
 };
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
@@ -84,11 +84,12 @@ impl Read for Price {
 impl Read for Model {
     #[inline(never)]
     fn read(item: &Item<'_>) -> Result<Self> {
-        let section = item.section(&["name", "aliases", "cluster", "chain"])?;
+        let section = item.section(&["name", "aliases", "cluster", "spill_cluster", "chain"])?;
         Ok(Self {
             name: section.required("name")?,
             aliases: section.or("aliases", Vec::new())?,
             cluster: section.required("cluster")?,
+            spill_cluster: section.optional("spill_cluster")?,
             chain: section.required("chain")?,
         })
     }
@@ -192,6 +193,7 @@ impl Read for Policy {
             "hedge_after_ms",
             "hedge_budget_percent",
             "deadline_ms",
+            "spill",
         ])?;
         Ok(Self {
             models: section.optional("models")?,
@@ -202,7 +204,15 @@ impl Read for Policy {
             hedge_after_ms: section.optional("hedge_after_ms")?,
             hedge_budget_percent: section.or("hedge_budget_percent", HEDGE_BUDGET_PERCENT)?,
             deadline_ms: section.optional("deadline_ms")?,
+            spill: section.optional("spill")?,
         })
+    }
+}
+
+impl Read for Spill {
+    fn read(item: &Item<'_>) -> Result<Self> {
+        let section = item.section(&["waiting", "kv_cache"])?;
+        Ok(Self { waiting: section.optional("waiting")?, kv_cache: section.optional("kv_cache")? })
     }
 }
 

@@ -86,6 +86,9 @@ fn models(config: &Config) -> Result<(), ConfigError> {
                 );
             }
         }
+        if model.spill_cluster.is_some() && model.chain.len() < 2 {
+            return error(format!("models[{i}].spill_cluster"), "nobody is left in `chain` to spill to");
+        }
         for name in model.aliases.iter().chain(core::iter::once(&model.name)) {
             if names.contains(&name.as_str()) {
                 return error(format!("models[{i}]"), format!("the name `{name}` stands twice"));
@@ -137,6 +140,18 @@ fn policy(config: &Config, name: &str, policy: &Policy) -> Result<(), ConfigErro
                 format!("{at}.{key}"),
                 format!("expected milliseconds, 1 to {MAX_MS}; leave it out for none"),
             );
+        }
+    }
+    if let Some(spill) = &policy.spill {
+        let at = format!("{at}.spill");
+        if config.sidecar.is_none() {
+            return error(at, "there is no `sidecar` that knows how busy a provider is");
+        }
+        if spill.waiting == Some(0) || (spill.waiting.is_none() && spill.kv_cache.is_none()) {
+            return error(at, "expected `waiting` of 1 or more, `kv_cache`, or both");
+        }
+        if spill.kv_cache.is_some_and(|most| !(most > 0.0 && most <= 1.0)) {
+            return error(format!("{at}.kv_cache"), "expected a part of the KV cache between 0 and 1");
         }
     }
     if !(1..=100).contains(&policy.hedge_budget_percent) {

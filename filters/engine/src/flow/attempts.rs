@@ -90,7 +90,7 @@ impl Flow {
     /// How long the first provider's first token took: what later limits follow. A failure says nothing of that; one whom
     /// another beat took at least so long.
     pub(super) fn learn_first_token(&self, context: &mut Context<'_>) {
-        let Some(sent) = self.sent.filter(|sent| sent.stream) else { return };
+        let Some(sent) = self.sent.filter(|sent| sent.stream && sent.link == 0) else { return };
         let model = context.config.models.get(sent.model);
         let link = model.and_then(|model| model.chain.get(sent.link));
         let first = self.record.attempts.first();

@@ -59,7 +59,7 @@ impl Flow {
             return Err(Refusal::new(Reason::ModelNotAllowed, "This key may not use the model.").at("model"));
         }
         let deadline = send::deadline(self.record.start_us, caller.timeout_ms, policy, conversation.stream, config);
-        let link = 0;
+        let link = usize::from(send::spills(model, policy, context));
         let first = model.chain.get(link).ok_or_else(|| model_not_found(&model.name))?;
         let public_model = conversation.model.as_deref().unwrap_or(&model.name).to_owned();
 

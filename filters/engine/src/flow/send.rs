@@ -2,7 +2,7 @@
 
 use super::exchange::Exchange;
 use super::{Context, Effect, Flow};
-use crate::config::{Config, Policy};
+use crate::config::{Config, Model, Policy};
 use crate::conversation::Conversation;
 use crate::deadline::Deadline;
 use crate::hedge::Terms;
@@ -66,6 +66,14 @@ pub(super) struct Sent {
     pub(super) prompt_tokens: u64,
 }
 
+/// The first provider of the chain would only queue the request: it goes to the second.
+pub(super) fn spills(model: &Model, policy: &Policy, context: &Context<'_>) -> bool {
+    let (Some(spill), Some(_), Some(first)) = (&policy.spill, &model.spill_cluster, model.chain.first()) else {
+        return false;
+    };
+    context.memory.loads.is_full(&first.provider, spill, context.now_us)
+}
+
 /// When a request of this policy has to be over. A stream may take what it takes unless somebody says otherwise.
 pub(super) fn deadline(
     start_us: u64,
@@ -89,6 +97,7 @@ impl Flow {
         context.effects.push(Effect::SetRequestHead(head(exchange, body.len(), context)));
         context.effects.push(Effect::SetRequestBody(body));
         context.effects.push(Effect::Share { ask: ask.to_bytes(), trace_id: self.record.id.clone() });
+        self.record.spilled = exchange.link > 0;
         self.sent = Some(Sent {
             model: exchange.model,
             link: exchange.link,
@@ -103,7 +112,11 @@ impl Flow {
 /// authority and key are the provider filter's, once per attempt; until then the client's path chooses the route.
 fn head(exchange: &Exchange, body_bytes: usize, context: &Context<'_>) -> Vec<(&'static str, String)> {
     let model = context.config.models.get(exchange.model);
-    let cluster = model.map(|model| model.cluster.clone()).unwrap_or_default();
+    let cluster = model.map(|model| match &model.spill_cluster {
+        Some(spill_cluster) if exchange.link > 0 => spill_cluster.clone(),
+        _ => model.cluster.clone(),
+    });
+    let cluster = cluster.unwrap_or_default();
     let mut headers = vec![
         ("content-type", "application/json".to_owned()),
         ("accept", if exchange.stream { "text/event-stream" } else { "application/json" }.to_owned()),
