@@ -266,7 +266,7 @@ fn hurried(total_ms: u64) -> support::Builder {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_time_is_up_before_a_token_left_the_client_is_told_so() {
-    let stack = hurried(600).edit("stream_ms: 5000", "stream_ms: 200").start().await;
+    let stack = hurried(600).edit("stream_ms: 5000, floor_ms: 1000", "stream_ms: 200, floor_ms: 200").start().await;
     for hangs in [
         json!({"hang": true}),
         json!({"hang_after_headers": true}),
@@ -384,5 +384,40 @@ async fn a_provider_without_quota_is_asked_once_and_its_refusal_is_lasting() {
     let response = stack.chat(OPEN, &with(ask("x"), json!({"model": support::OPENAI_MODEL}))).await;
     response.into_error(502, "upstream_error").await;
     assert_eq!(stack.openai().requests().len(), 2);
+    stack.assert_lives().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_spill_past_a_vllm_that_would_only_queue_them_and_come_back() {
+    let builder = Stack::builder().edit("open: {}", "open: {spill: {waiting: 4, kv_cache: 0.9}}");
+    let stack = builder.start().await;
+    let provider = async || {
+        let response = stack.chat(OPEN, &ask("count to 5")).await;
+        assert_eq!((response.status, response.header("x-parapet-attempts")), (200, Some("1")));
+        (response.header("x-parapet-provider").unwrap().to_owned(), response.trace())
+    };
+    for (load, expected) in [
+        (json!({}), "vllm"),
+        (json!({"waiting": 4}), "openai"),
+        (json!({"waiting": 3, "kv_cache": 0.89}), "vllm"),
+        (json!({"kv_cache": 0.9}), "openai"),
+        // A vLLM that says nothing of itself any more is no reason.
+        (json!({"status": 500, "path": "/metrics", "waiting": 9}), "vllm"),
+    ] {
+        faulty(stack.vllm(), load.clone());
+        let trace = eventually(&format!("{load} leads to {expected}"), async || {
+            let (provider, trace) = provider().await;
+            (provider == expected).then_some(trace)
+        })
+        .await;
+        let record = stack.record(&trace).await;
+        assert_eq!(told(&record), pairs(&[(expected, "ok")]), "{record}");
+        assert_eq!(record.get("spilled").is_some(), expected == "openai", "{record}");
+        assert_eq!(record["attempts"][0]["model"] == support::OPENAI_MODEL, expected == "openai", "{record}");
+    }
+    // Whose policy does not say so waits in the queue.
+    faulty(stack.vllm(), json!({"waiting": 40}));
+    eventually("openai again", async || (provider().await.0 == "openai").then_some(())).await;
+    assert_eq!(stack.alice(&ask("count to 5")).await.header("x-parapet-provider"), Some("vllm"));
     stack.assert_lives().await;
 }

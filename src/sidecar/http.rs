@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::accesslog::line;
+use crate::admission::Watch;
 use crate::cache::{self, Store};
 use crate::feedback::{self, Feedback};
 use crate::langsmith::config::Config;
@@ -30,6 +31,7 @@ const MAX_RUNS_BYTES: u64 = 32 << 20;
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
+    pub(super) load: Arc<Watch>,
     pub(super) spool: Arc<Spool>,
     pub(super) cache: Arc<Store>,
     pub(super) feedback: Arc<Feedback>,
@@ -43,6 +45,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .with_state(Arc::clone(&shared.feedback));
     Router::new()
         .route("/internal/cache/{key}", get(cached))
+        .route(parapet_engine::admission::PATH, get(async |State(shared): State<Shared>| shared.load.report()))
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/runs", get(runs))

@@ -23,6 +23,7 @@ fn options(data_dir: &Path, admin: &str) -> Options {
         rotate_bytes: 256 << 20,
         cache_bytes: 1 << 20,
         spool_bytes: 1 << 20,
+        vllm_url: None,
         retention_hours: 1,
     }
 }

@@ -71,7 +71,10 @@ fn whole() -> Record {
             end_us: Some(1),
             status: 200,
             outcome: text(),
+            usage: Some(Usage { prompt: 1, completion: 1, cached: 1, reasoning: 1, estimated: true }),
+            cost_nanousd: Some(1),
         }],
+        spilled: true,
         client_aborted: true,
         truncated: true,
     }
