@@ -15,7 +15,7 @@ pub(crate) fn configuration(policy: &str) -> String {
             {{"name": "vllm", "cluster": "vllm", "authority": "vllm:1", "base_path": "/v1"}},
             {{"name": "openai", "cluster": "openai", "authority": "openai:2", "base_path": "/o", "api_key_env": "PATH_OF_NO_KEY"}},
             {{"name": "third", "cluster": "third", "authority": "third:3"}}],
-        "models": [{{"name": "m", "cluster": "chain", "chain": [
+        "models": [{{"name": "m", "cluster": "chain", "spill_cluster": "rest", "chain": [
             {{"provider": "vllm", "model": "x"}}, {{"provider": "third", "model": "x"}}, {{"provider": "openai", "model": "a-longer-name"}}]}},
             {{"name": "lone", "cluster": "only", "chain": [{{"provider": "openai", "model": "a-longer-name"}}]}}],
         "guard": {{"cluster": "guard", "authority": "guard:4", "model": "lg"}},
