@@ -18,7 +18,7 @@ POLICIES = {
     # Key, local quota, exact cache (every request is a miss), a verdict that is remembered, record, provider filter.
     WHOLE: {"limits": LIMITS, "cache": {"ttl_s": 3600}, "input_guard": {"mode": "parallel", **GUARD}},
     # The windows as they are shipped.
-    HOLD: {"output_guard": {"mode": "hold", "window_tokens": [8, 16, 32, 64], **GUARD}},
+    HOLD: {"output_guard": {"mode": "hold", "window_tokens": [8, 16, 32], **GUARD}},
     ASYNC: {"output_guard": {"mode": "async", "window_tokens": [8, 16, 32], **GUARD}},
     HEDGED: {"hedge_after_ms": HEDGE_AFTER_MS, "hedge_budget_percent": HEDGE_PERCENT},
     PARALLEL: {"input_guard": {"mode": "parallel", **GUARD}},

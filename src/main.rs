@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use parapet::{audit, sidecar, sim, up};
+use parapet::{audit, sidecar, sim, spool, up};
 
 /// An LLM gateway: a stock Envoy with Rust filters, and what stands beside it.
 #[derive(Parser)]
@@ -70,6 +70,9 @@ enum Command {
     /// Check the audit log's chain of hashes and print its newest events
     #[command(subcommand)]
     Audit(Audit),
+    /// Show what waits for LangSmith, and deal with what it refused
+    #[command(subcommand)]
+    Spool(spool::command::Command),
     /// Run the sidecar: the ledger's reader, the cache, metrics, uploads
     Sidecar(Box<sidecar::Options>),
     /// Run a simulated server
@@ -110,6 +113,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Audit(Audit::Verify(log)) => verify(&log.path()),
         Command::Audit(Audit::Tail { log, last }) => tail(&log.path(), last),
+        Command::Spool(command) => print(&spool::command::run(&command)?),
         Command::Sidecar(options) => {
             log_to_stderr();
             multi_threaded()?.block_on(sidecar::run(*options))

@@ -18,12 +18,13 @@ use crate::accesslog::position::PositionFile;
 use crate::accesslog::rotate::Rotator;
 use crate::accesslog::tail::{self, Tail};
 use crate::admission::Watch;
-use crate::audit::Audit;
+use crate::audit::{Audit, key::Key};
 use crate::cache::{Store, embedded::Embedded};
-use crate::feedback::{Feedback, queue::Queue, send::Sender};
+use crate::feedback::{Feedback, queue::Queue, send};
 use crate::langsmith::client::Client;
 use crate::langsmith::config::Config;
 use crate::langsmith::dead_letter::DeadLetters;
+use crate::langsmith::deliver::{Delivery, Pace};
 use crate::langsmith::retry::Policy;
 use crate::langsmith::upload::Uploader;
 use crate::metrics::Metrics;
@@ -97,13 +98,15 @@ pub struct Sidecar {
 ///
 /// # Errors
 /// When another sidecar holds the data directory, the port is taken, or something stored cannot be read.
-pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> {
+pub async fn start(options: Options, mut config: Config) -> anyhow::Result<Sidecar> {
     let data = options.data_dir.clone();
     for dir in ["", "log", "spool", "audit", "cache", "run"] {
         let dir = data.join(dir);
         durable::private_dir(&dir).with_context(|| format!("the directory {} cannot be made", dir.display()))?;
     }
     let lock = lock(&data)?;
+    let key = Key::load_or_make(&data.join("audit/key")).context("the key of text hashes cannot be read")?;
+    config.shape.key = Some(Arc::new(key));
     let wanted = SocketAddr::new(options.listen, options.port);
     let listener = TcpListener::bind(wanted)
         .await
@@ -113,7 +116,7 @@ pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> 
     let metrics = Arc::new(Metrics::new());
     let opening = (options.clone(), config.clone(), Arc::clone(&metrics));
     let stores = tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, opening.2)).await??;
-    let Stores { spool, index, audit, cache, feedback, dead_letters, position } = stores;
+    let Stores { spool, index, audit, cache, feedback, position } = stores;
 
     let access_log = options.access_log.clone().unwrap_or_else(|| data.join("log/access.jsonl"));
     let resume =
@@ -145,33 +148,48 @@ pub async fn start(options: Options, config: Config) -> anyhow::Result<Sidecar> 
 
     let (stop_tasks, stopping) = watch::channel(false);
     let mut tasks = Vec::new();
-    let client = if config.upload { Some(Arc::new(Client::new(&config)?)) } else { None };
-    let sender = Sender {
+    let config = Arc::new(config);
+    let sender = |destination| send::Sender {
         feedback: Arc::clone(&feedback),
-        client: client.clone(),
-        config: config.clone(),
+        destination,
+        config: Arc::clone(&config),
         policy: Policy::default(),
+        invisible: send::INVISIBLE,
         stop: stopping.clone(),
     };
-    tasks.push(tokio::spawn(sender.run()));
-    if let Some(client) = client {
-        tracing::info!("runs are uploaded to {} as project `{}`", config.endpoint, config.shape.project);
-        let uploader = Uploader {
+    if !config.uploads() {
+        tracing::info!("no LANGSMITH_API_KEY or LANGSMITH_ENDPOINT: runs stay in {}", data.join("spool").display());
+        tasks.push(tokio::spawn(sender(None).run()));
+    }
+    let dead_letters = Arc::new(DeadLetters::new(&data.join("spool")));
+    for destination in &config.destinations {
+        tracing::info!("runs are uploaded to {} as project `{}`", destination.endpoint, destination.project);
+        let client = Arc::new(Client::new(&config, destination)?);
+        let name = destination.name.clone();
+        let (receiver, letters) = (Arc::clone(&client), Arc::clone(&dead_letters));
+        let receiver = send::Destination { name: name.clone(), client: receiver, dead_letters: letters };
+        tasks.push(tokio::spawn(sender(Some(receiver)).run()));
+        let delivery = Delivery {
+            destination: name,
             client,
-            config: config.clone(),
-            spool: Arc::clone(&spool),
-            dead_letters,
+            dead_letters: Arc::clone(&dead_letters),
             metrics: Arc::clone(&metrics),
             policy: Policy::default(),
-            stop: stopping,
+            stop: stopping.clone(),
+            pace: Pace::default(),
+        };
+        let uploader = Uploader {
+            delivery: Arc::new(delivery),
+            shape: config.shape_for(destination),
+            config: Arc::clone(&config),
+            queue: spool.queue(&destination.name),
+            feedback: Arc::clone(&feedback),
         };
         tasks.push(tokio::spawn(uploader.run()));
-    } else {
-        tracing::info!("no LANGSMITH_API_KEY or LANGSMITH_ENDPOINT: runs stay in {}", data.join("spool").display());
     }
     let load = Arc::new(Watch::new("vllm", options.vllm_url.as_deref().unwrap_or_default())?);
     tasks.push(tokio::spawn(Arc::clone(&load).run(stop_tasks.subscribe())));
-    let shared = http::Shared { load, metrics, spool, cache, feedback, config: Arc::new(config) };
+    let shared = http::Shared { load, metrics, spool, cache, feedback, config };
     Ok(Sidecar { address, listener, shared, stop, stop_tasks, pipeline_ended, tasks, _lock: lock })
 }
 
@@ -221,19 +239,19 @@ struct Stores {
     audit: Audit,
     cache: Arc<Store>,
     feedback: Arc<Feedback>,
-    dead_letters: DeadLetters,
     position: PositionFile,
 }
 
 impl Stores {
     fn open(options: &Options, config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let data = &options.data_dir;
+        let destinations: Vec<String> = config.destinations.iter().map(|to| to.name.clone()).collect();
         let spool = Spool::open(spool::Options {
             dir: data.join("spool"),
             segment_bytes: (options.spool_bytes / 16).clamp(64 * 1024, 16 << 20),
             max_bytes: options.spool_bytes,
             retention: Duration::from_secs(options.retention_hours.saturating_mul(3600)),
-            upload: config.upload,
+            destinations: destinations.clone(),
         })
         .with_context(|| format!("the spool in {} cannot be opened", data.join("spool").display()))?;
         let mut index = Index::new(index::CAPACITY);
@@ -242,15 +260,14 @@ impl Stores {
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let cache = Embedded::open(&data.join("cache/entries.jsonl"), options.cache_bytes, now_s)
             .context("the cache's file cannot be opened")?;
-        let queue = Queue::open(&data.join("spool/feedback.jsonl")).context("the feedback queue cannot be opened")?;
+        let queue = Queue::open(&data.join("spool/feedback.jsonl"), &destinations)
+            .context("the feedback queue cannot be opened")?;
         Ok(Self {
             spool: Arc::new(spool),
             audit: Audit::open(&data.join("audit"))?,
             cache: Arc::new(Store::Embedded(cache)),
             feedback: Arc::new(Feedback::new(queue, Arc::clone(&index), metrics)),
             index,
-            dead_letters: DeadLetters::open(&data.join("spool/dead-letters.jsonl"))
-                .context("the dead-letter file cannot be opened")?,
             position: PositionFile::new(data.join("run/accesslog-position.json")),
         })
     }

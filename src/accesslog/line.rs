@@ -121,9 +121,10 @@ fn last_start(bytes: &[u8]) -> Option<usize> {
 }
 
 impl Line {
-    /// Whether the request becomes a run: a chat in any wire form does, a list of models or a health check does not.
+    /// Whether the request becomes a run: a caller's chat in any wire form does. A list of models or a health check does
+    /// not, nor does what was refused before it was any caller's.
     pub fn is_run(&self) -> bool {
-        matches!(self.record.api.as_str(), "chat_completions" | "chat")
+        matches!(self.record.api.as_str(), "chat_completions" | "chat") && !self.record.tenant.is_empty()
     }
 }
 
@@ -140,7 +141,9 @@ pub(crate) mod tests {
 
     #[test]
     fn each_kind_of_line_is_told_apart() {
-        let good = format!(r#"{{"v":1,"id":"{ID}","api":"chat","messages":[{{"role":"user","content":"é\""}}]}}"#);
+        let good = format!(
+            r#"{{"v":1,"id":"{ID}","api":"chat","tenant":"t","messages":[{{"role":"user","content":"é\""}}]}}"#
+        );
         let (parsed, start) = parse(line(&good).as_bytes()).unwrap();
         assert_eq!((parsed.id.to_string().as_str(), start, parsed.is_run()), (ID, 0, true));
         assert_eq!((&*parsed.details, parsed.record.status), ("via_upstream", 0));
@@ -148,6 +151,8 @@ pub(crate) mod tests {
         let status = parse(broken.as_bytes()).unwrap().0.record.status;
         assert_eq!(status, 502, "the code stands in for a status that the filter never saw");
 
+        let nobodys = line(&good.replace(r#""tenant":"t","#, ""));
+        assert!(!parse(nobodys.as_bytes()).unwrap().0.is_run(), "a refused key");
         let skipped = |text: &str| parse(text.as_bytes()).unwrap_err();
         assert_eq!(skipped(&line("-")), Skipped::Unrecorded);
         assert_eq!(skipped(&line("null")), Skipped::Unrecorded);

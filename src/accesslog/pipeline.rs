@@ -116,7 +116,7 @@ impl Pipeline {
             }
         }
         let fresh = self.fresh(&lines);
-        let (stop, metrics) = (&*self.stop, &*self.metrics);
+        let waiting = Waiting { stop: &self.stop, metrics: &self.metrics, spool: &self.spool };
 
         let spooled: Vec<&[u8]> = texts
             .iter()
@@ -125,22 +125,22 @@ impl Pipeline {
             .filter(|((_, line), fresh)| **fresh && line.is_run())
             .map(|((text, _), _)| *text)
             .collect();
-        retry(stop, metrics, "spool", || self.spool.append(&spooled))?;
+        waiting.retry("spool", || self.spool.append(&spooled))?;
         self.remember(&lines, &fresh);
 
-        let audited = retry(stop, metrics, "audit log", || self.audit.append(&lines))?;
-        audited.into_iter().for_each(|side| metrics.audited(side.name()));
+        let audited = waiting.retry("audit log", || self.audit.append(&lines))?;
+        audited.into_iter().for_each(|side| self.metrics.audited(side.name()));
 
         let entries: Vec<_> = lines.iter().filter_map(|line| cache::storable(&line.record)).collect();
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         // A cache may forget: an entry that cannot be written is no reason to hold the log.
         if let Err(error) = self.cache.put(&entries, now_s) {
-            metrics.write_failed();
+            self.metrics.write_failed();
             tracing::warn!("{} answers could not be cached: {error}", entries.len());
         }
 
         if let Some(position) = &polled.position {
-            retry(stop, metrics, "access log position", || self.position.save(position))?;
+            waiting.retry("access log position", || self.position.save(position))?;
         }
         self.spool.publish();
         for (line, fresh) in lines.iter().zip(fresh) {
@@ -219,23 +219,36 @@ pub fn rebuild(spool: &Spool, index: &mut Index) -> io::Result<()> {
 
 fn remember(index: &mut Index, line: &Line) {
     let order = tree::root_order(line);
-    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us);
+    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us, !line.record.unsampled);
 }
 
-/// Does it until it is done; none when told to end before.
-fn retry<T>(stop: &Stop, metrics: &Metrics, what: &str, mut act: impl FnMut() -> io::Result<T>) -> Option<T> {
-    let mut wait = Duration::from_millis(100);
-    loop {
-        match act() {
-            Ok(done) => return Some(done),
-            Err(error) => {
-                metrics.write_failed();
-                tracing::error!("the {what} cannot be written: {error}; nothing is lost, trying again in {wait:?}");
-                if stop.wait(wait) {
-                    return None;
-                }
-                wait = (wait * 2).min(Duration::from_secs(10));
+/// What a write that fails has to do with.
+struct Waiting<'a> {
+    stop: &'a Stop,
+    metrics: &'a Metrics,
+    spool: &'a Spool,
+}
+
+impl Waiting<'_> {
+    /// Does it until it is done; none when told to end before.
+    fn retry<T>(&self, what: &str, mut act: impl FnMut() -> io::Result<T>) -> Option<T> {
+        let mut wait = Duration::from_millis(100);
+        loop {
+            let error = match act() {
+                Ok(done) => return Some(done),
+                Err(error) => error,
+            };
+            self.metrics.write_failed();
+            tracing::error!("the {what} cannot be written: {error}; nothing is lost, trying again in {wait:?}");
+            if error.kind() == io::ErrorKind::StorageFull
+                && let Err(error) = self.spool.relieve()
+            {
+                tracing::error!("the spool cannot make room: {error}");
             }
+            if self.stop.wait(wait) {
+                return None;
+            }
+            wait = (wait * 2).min(Duration::from_secs(10));
         }
     }
 }

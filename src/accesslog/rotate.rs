@@ -54,7 +54,7 @@ impl Rotator {
         if current == Some(reading) {
             if old.is_some() {
                 let mark = *self.uploaded_at.get_or_insert_with(|| spool.end());
-                if spool.cursor() >= mark {
+                if spool.delivered() >= mark {
                     fs::remove_file(&self.old)?;
                     self.uploaded_at = None;
                 }

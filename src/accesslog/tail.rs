@@ -137,7 +137,11 @@ impl Tail {
                 polled.truncated = sibling.path == self.options.path;
             }
         }
-        match Current::open(&self.options.path) {
+        // Without a position (or with one of a file that is gone) every file there may hold lines that nobody has read;
+        // those that somebody has are known by their ids.
+        let oldest = self.siblings()?.into_iter().find(|sibling| !sibling.is_empty && !polled.truncated);
+        let path = oldest.map_or_else(|| self.options.path.clone(), |sibling| sibling.path);
+        match Current::open(&path) {
             Ok(current) => {
                 polled.lost = self.resume.is_some() && !polled.truncated;
                 Ok(Some(current))
@@ -160,7 +164,9 @@ impl Tail {
             return Ok(());
         };
         let since = *current.successor_since.get_or_insert_with(Instant::now);
-        if since.elapsed() < self.options.grace {
+        // Whoever wrote it has long been told, if its last write is that old.
+        let written = current.file.metadata()?.modified().ok().and_then(|at| at.elapsed().ok()).unwrap_or_default();
+        if since.elapsed().max(written) < self.options.grace {
             return Ok(());
         }
         // The writer may have ended between the read and the look at the successor.

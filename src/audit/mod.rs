@@ -1,5 +1,6 @@
 //! The audit log: what the guards blocked, flagged or failed to judge. Append-only JSON lines, each holding the hash of
-//! the one before and its own, so that a changed, removed or inserted line shows. Never the text, only a keyed hash.
+//! the one before and its own, so that a changed, removed or inserted line shows. Of the text a keyed hash,
+//! and the text itself only where the policy says so.
 //!
 //! What a chain alone cannot show is a whole end that was cut off: who needs that ships the newest hash elsewhere.
 
@@ -66,6 +67,9 @@ pub struct Event {
     /// a guessed one cannot be checked without the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_hmac: Option<String>,
+    /// The text itself, where the policy says `audit: {text: true}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
 }
 
 #[derive(Debug)]
@@ -159,6 +163,7 @@ impl Audit {
             guard_model: guard.model.clone(),
             latency_ms: latency_us.map(|us| us as f64 / 1e3),
             text_hmac: guard.text_digest.as_ref().map(|hash| self.key.hmac(hash.as_bytes())),
+            text: guard.text.clone(),
         }
     }
 

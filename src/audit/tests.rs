@@ -22,7 +22,7 @@ fn blocks(range: std::ops::Range<u32>) -> Vec<Line> {
 }
 
 #[test]
-fn only_blocks_flags_and_failures_are_written_and_never_the_text() {
+fn only_blocks_flags_and_failures_are_written_and_without_the_text() {
     let dir = tempfile::tempdir().unwrap();
     let mut audit = Audit::open(dir.path()).unwrap();
     let records = [
@@ -42,6 +42,18 @@ fn only_blocks_flags_and_failures_are_written_and_never_the_text() {
     let content = fs::read_to_string(&path).unwrap();
     assert!(!content.contains("the text itself") && !content.contains(&"ab".repeat(32)));
     assert_eq!(tail(&path, 1).unwrap(), events[2..]);
+}
+
+#[test]
+fn the_text_is_written_where_the_record_holds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut line = record(1, "input", "unsafe", "block");
+    let text = "a \"text\" \u{1} ".repeat(600);
+    line.record.input_guard.as_mut().unwrap().text = Some(text.clone());
+    Audit::open(dir.path()).unwrap().append(&[line]).unwrap();
+    let path = dir.path().join("audit.jsonl");
+    assert_eq!(tail(&path, 1).unwrap()[0].text.as_ref(), Some(&text));
+    assert_eq!(verify(&path).unwrap().lines, 1);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! `POST /feedback`: votes on one's own traces, kept until LangSmith has them.
 
+mod block;
 pub mod queue;
 pub mod send;
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Json;
 use axum::body::Bytes;
@@ -14,11 +14,13 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::langsmith::deliver::now_us;
 use crate::metrics::Metrics;
 use crate::spool::index::Index;
+pub use block::Block;
 use queue::{Item, Queue};
 
 const MAX_KEY: usize = 64;
@@ -33,7 +35,8 @@ pub struct Feedback {
     queue: Mutex<Queue>,
     index: Arc<Mutex<Index>>,
     metrics: Arc<Metrics>,
-    arrived: Notify,
+    /// When something came last.
+    arrived: watch::Sender<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -57,17 +60,16 @@ struct Refusal {
 
 impl Feedback {
     pub fn new(queue: Queue, index: Arc<Mutex<Index>>, metrics: Arc<Metrics>) -> Self {
-        Self { queue: Mutex::new(queue), index, metrics, arrived: Notify::new() }
+        Self { queue: Mutex::new(queue), index, metrics, arrived: watch::Sender::new(0) }
     }
 
     pub fn pending(&self) -> usize {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pending().len()
+        lock(&self.queue).pending().len()
     }
 
     /// Whose the trace is; none while it is unknown.
     fn owner(&self, trace: Uuid) -> Option<Arc<str>> {
-        let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        index.get(trace).map(|known| Arc::clone(&known.tenant))
+        lock(&self.index).get(trace).map(|known| Arc::clone(&known.tenant))
     }
 
     fn accept(&self, headers: &HeaderMap, body: &[u8]) -> Result<Uuid, Refusal> {
@@ -99,7 +101,7 @@ impl Feedback {
             message: message.to_owned(),
         };
         let id = item.id;
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = lock(&self.queue);
         if queue.pending().len() >= MAX_PENDING {
             return Err(unavailable("Too much feedback is waiting; try again later."));
         }
@@ -130,7 +132,7 @@ pub async fn handle(
     match done {
         Ok(Ok(id)) => {
             feedback.metrics.feedback("accepted");
-            feedback.arrived.notify_one();
+            feedback.arrived.send_replace(now_us());
             (StatusCode::ACCEPTED, Json(json!({ "status": "accepted", "id": id.to_string() }))).into_response()
         }
         Ok(Err(refusal)) => {
@@ -195,11 +197,13 @@ fn read(body: &[u8]) -> Result<Item, Refusal> {
         value: body.value,
         comment: body.comment,
         received_us: now_us(),
+        verdict: None,
+        to: None,
     })
 }
 
-fn now_us() -> u64 {
-    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

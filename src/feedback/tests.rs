@@ -6,9 +6,9 @@ fn feedback(dir: &std::path::Path, owner: Option<&str>) -> Feedback {
     let mut index = Index::new(10);
     if let Some(owner) = owner {
         let id = TRACE.parse().unwrap();
-        index.insert(id, owner, id, 0);
+        index.insert(id, owner, id, 0, true);
     }
-    let queue = Queue::open(&dir.join("feedback.jsonl")).unwrap();
+    let queue = Queue::open(&dir.join("feedback.jsonl"), &[]).unwrap();
     Feedback::new(queue, Arc::new(Mutex::new(index)), Arc::new(Metrics::new()))
 }
 
@@ -31,12 +31,12 @@ fn body(change: Value) -> Vec<u8> {
 fn a_vote_is_durable_before_it_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let id = feedback(dir.path(), None).accept(&headers("acme"), &body(json!({}))).unwrap();
-    let mut queue = Queue::open(&dir.path().join("feedback.jsonl")).unwrap();
-    let item = &queue.pending()[&id];
+    let mut queue = Queue::open(&dir.path().join("feedback.jsonl"), &[]).unwrap();
+    let item = &queue.pending()[&id].item.clone();
     assert_eq!((item.tenant.as_str(), item.user.as_str(), item.key.as_str()), ("acme", "alice", "user_score"));
     assert_eq!(item.score, Some(json!(1)));
-    queue.end(id, "sent").unwrap();
-    assert!(Queue::open(&dir.path().join("feedback.jsonl")).unwrap().pending().is_empty());
+    queue.end(id, None, "sent").unwrap();
+    assert!(Queue::open(&dir.path().join("feedback.jsonl"), &[]).unwrap().pending().is_empty());
 }
 
 #[test]

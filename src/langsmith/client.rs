@@ -1,78 +1,59 @@
 //! One request to LangSmith, and what its answer means for the caller.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+mod body;
+mod outcome;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Response, StatusCode};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Response, Url};
 use serde::Deserialize;
 
-use super::config::Config;
+use super::config::{Config, Destination};
+use super::info::{Compression, Info, Limits, Negotiated};
 use super::multipart;
-use super::retry;
 use super::run::Run;
-
-/// What became of a request. Whether to try again is decided here alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    Accepted,
-    /// 409: at least one of the runs is there already.
-    Duplicate,
-    /// 413.
-    TooLarge,
-    /// 400, 422 and the like: something in the body is wrong, and will be wrong again.
-    Rejected {
-        status: u16,
-        response: String,
-    },
-    /// 404 for a single item: what it speaks of is not there, perhaps not yet.
-    NotFound,
-    /// 401, 403, a redirect or an unknown path: an operator has to put a key or an address right.
-    Misconfigured {
-        status: u16,
-    },
-    /// No answer, 408, 425, 429 or 5xx.
-    Retry {
-        why: String,
-        after: Option<Duration>,
-    },
-}
-
-/// How much one upload may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    pub runs: usize,
-    pub bytes: usize,
-}
-
-impl Default for Limits {
-    /// What LangSmith's SDK falls back to.
-    fn default() -> Self {
-        Self { runs: 200, bytes: 20_971_520 }
-    }
-}
+use body::Body;
+pub use outcome::Outcome;
+use outcome::{classify, plain};
 
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
     endpoint: String,
-    /// `/runs/multipart` answered 404: this server only has `/runs/batch`.
-    batch_only: AtomicBool,
+    project: String,
+    batch_size: Option<usize>,
+    compress: bool,
+    negotiated: Mutex<Option<Negotiated>>,
+    /// The project's UUID, once it is known.
+    project_id: Mutex<Option<String>>,
+}
+
+/// What is known about the project.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Project {
+    Known(String),
+    /// Its first run makes it.
+    NotThere,
+    /// The server does not say, and will not say a moment later.
+    Unsaid,
+    Failed(Outcome),
 }
 
 impl Client {
-    pub fn new(config: &Config) -> reqwest::Result<Self> {
+    pub fn new(config: &Config, destination: &Destination) -> reqwest::Result<Self> {
         const CONNECT: Duration = Duration::from_secs(5);
         const WHOLE: Duration = Duration::from_secs(60);
         install_crypto();
         let mut headers = HeaderMap::new();
-        if let Some(key) = &config.api_key
+        if let Some(key) = &destination.api_key
             && let Ok(mut value) = HeaderValue::from_str(key.expose())
         {
             value.set_sensitive(true);
             headers.insert("x-api-key", value);
         }
-        if let Some(value) = config.workspace_id.as_deref().and_then(|id| HeaderValue::from_str(id).ok()) {
+        if let Some(value) = destination.workspace_id.as_deref().and_then(|id| HeaderValue::from_str(id).ok()) {
             headers.insert("x-tenant-id", value);
         }
         headers.insert("accept", HeaderValue::from_static("application/json"));
@@ -84,116 +65,175 @@ impl Client {
             .connect_timeout(CONNECT)
             .timeout(WHOLE)
             .build()?;
-        Ok(Self { http, endpoint: config.endpoint.clone(), batch_only: AtomicBool::new(false) })
+        Ok(Self {
+            http,
+            endpoint: destination.endpoint.clone(),
+            project: destination.project.clone(),
+            batch_size: config.batch_size,
+            compress: config.compress,
+            negotiated: Mutex::new(None),
+            project_id: Mutex::new(None),
+        })
     }
 
-    /// Asks once what the server takes; the defaults when it does not say.
+    /// How much a request may hold: what the server said, of late.
     pub async fn limits(&self) -> Limits {
-        #[derive(Deserialize)]
-        struct Info {
-            batch_ingest_config: Option<Ingest>,
-        }
-        #[derive(Deserialize)]
-        struct Ingest {
-            use_multipart_endpoint: Option<bool>,
-            size_limit: Option<usize>,
-            size_limit_bytes: Option<usize>,
-        }
-        let mut limits = Limits::default();
-        let answer = self.http.get(format!("{}/info", self.endpoint)).timeout(Duration::from_secs(5)).send().await;
-        let info = match answer.and_then(Response::error_for_status) {
-            Ok(answer) => answer.json::<Info>().await.ok().and_then(|info| info.batch_ingest_config),
-            Err(error) => {
-                tracing::warn!("LangSmith's /info gave no answer ({}); its usual limits are assumed", plain(&error));
-                None
-            }
-        };
-        if let Some(info) = info {
-            limits.runs = info.size_limit.unwrap_or(limits.runs).clamp(1, 10_000);
-            limits.bytes = info.size_limit_bytes.unwrap_or(limits.bytes).clamp(64 * 1024, 64 << 20);
-            self.batch_only.store(info.use_multipart_endpoint == Some(false), Ordering::Relaxed);
-        }
+        let mut limits = self.negotiate().await.limits;
+        limits.runs = self.batch_size.unwrap_or(limits.runs);
         limits
     }
 
+    async fn negotiate(&self) -> Negotiated {
+        let known = *lock(&self.negotiated);
+        if let Some(known) = known.filter(|known| !known.is_stale()) {
+            return known;
+        }
+        let answer = self.http.get(format!("{}/info", self.endpoint)).timeout(Duration::from_secs(5)).send().await;
+        let info = match answer.and_then(Response::error_for_status) {
+            Ok(answer) => answer.json::<Info>().await,
+            Err(error) => Err(error),
+        };
+        let learnt = match info {
+            Ok(info) => Negotiated::learnt(info),
+            Err(error) => {
+                if known.is_none() {
+                    tracing::warn!(
+                        "LangSmith's /info gave no answer ({}); its usual limits are assumed",
+                        plain(&error)
+                    );
+                }
+                let assumed = Negotiated::assumed();
+                // What it said last is a better guess than what is usual; no compression is safe with all.
+                let limits = known.map_or(assumed.limits, |known| known.limits);
+                Negotiated { limits, batch_only: known.is_some_and(|known| known.batch_only), ..assumed }
+            }
+        };
+        *lock(&self.negotiated) = Some(learnt);
+        learnt
+    }
+
+    fn correct(&self, correct: impl FnOnce(&mut Negotiated)) {
+        if let Some(negotiated) = lock(&self.negotiated).as_mut() {
+            correct(negotiated);
+        }
+    }
+
     /// Uploads finished runs.
-    pub async fn post_runs(&self, runs: &[Run]) -> Outcome {
-        if !self.batch_only.load(Ordering::Relaxed) {
-            let form = match multipart::encode(runs) {
-                Ok(form) => form,
-                Err(error) => return unencodable(&error),
-            };
-            match self.post("/runs/multipart", &form.content_type, form.body).await {
+    pub async fn post_runs(&self, runs: &Arc<[Run]>) -> Outcome {
+        let negotiated = self.negotiate().await;
+        if !negotiated.batch_only {
+            let outcome = self.post_encoded("/runs/multipart", negotiated, runs, |runs| {
+                multipart::encode(runs).map(|form| (form.content_type, form.body))
+            });
+            match outcome.await {
                 Outcome::NotFound => {
                     tracing::warn!("this LangSmith has no /runs/multipart; /runs/batch is used");
-                    self.batch_only.store(true, Ordering::Relaxed);
+                    self.correct(|negotiated| negotiated.batch_only = true);
                 }
                 outcome => return outcome,
             }
         }
-        match multipart::encode_batch(runs) {
-            Ok(body) => match self.post("/runs/batch", "application/json", body).await {
-                Outcome::NotFound => Outcome::Misconfigured { status: 404 },
-                outcome => outcome,
-            },
-            Err(error) => unencodable(&error),
+        let outcome = self.post_encoded("/runs/batch", negotiated, runs, |runs| {
+            multipart::encode_batch(runs).map(|body| ("application/json".to_owned(), body))
+        });
+        match outcome.await {
+            Outcome::NotFound => {
+                // The address is wrong, or its server is being replaced: neither says anything about multipart.
+                self.correct(|negotiated| negotiated.batch_only = false);
+                Outcome::Misconfigured { status: 404 }
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn post_encoded(
+        &self,
+        path: &str,
+        negotiated: Negotiated,
+        runs: &Arc<[Run]>,
+        encode: fn(&[Run]) -> Result<(String, Vec<u8>), serde_json::Error>,
+    ) -> Outcome {
+        let mut compression = if self.compress { negotiated.compression } else { Compression::None };
+        loop {
+            let runs = Arc::clone(runs);
+            // Megabytes may have to be written and compressed: not on a thread that serves requests.
+            let body = tokio::task::spawn_blocking(move || {
+                let (content_type, body) = encode(&runs)?;
+                Body::new(content_type, body, compression).map_err(serde_json::Error::io)
+            });
+            let outcome = match body.await {
+                Ok(Ok(body)) => self.post(path, body).await,
+                Ok(Err(error)) => {
+                    Outcome::Rejected { status: 0, response: format!("the body cannot be made: {error}") }
+                }
+                Err(_) => Outcome::Retry { why: "the process ends".to_owned(), after: None },
+            };
+            // Its /info promised more than it holds, or it was replaced by another meanwhile.
+            if matches!(outcome, Outcome::Rejected { status: 415, .. }) && compression != Compression::None {
+                tracing::warn!("LangSmith does not take {compression:?} after all; bodies go uncompressed");
+                compression = Compression::None;
+                self.correct(|negotiated| negotiated.compression = compression);
+                continue;
+            }
+            return outcome;
         }
     }
 
     /// Sends one feedback.
     pub async fn post_feedback(&self, body: Vec<u8>) -> Outcome {
-        self.post("/feedback", "application/json", body).await
+        self.post("/feedback", Body::plain("application/json".to_owned(), body)).await
     }
 
-    async fn post(&self, path: &str, content_type: &str, body: Vec<u8>) -> Outcome {
-        let request = self.http.post(format!("{}{path}", self.endpoint)).header(CONTENT_TYPE, content_type).body(body);
-        match request.send().await {
-            Ok(response) => classify(response).await,
+    /// The UUID of the project that the runs are in. Asked until it is known, then remembered.
+    pub async fn project(&self) -> Project {
+        #[derive(Deserialize)]
+        struct Session {
+            id: String,
+            name: String,
+        }
+        const QUICK: Duration = Duration::from_secs(10);
+        if let Some(id) = lock(&self.project_id).clone() {
+            return Project::Known(id);
+        }
+        let query = [("name", self.project.as_str()), ("limit", "1")];
+        let Ok(url) = Url::parse_with_params(&format!("{}/sessions", self.endpoint), query) else {
+            return Project::Unsaid;
+        };
+        let response = match self.http.get(url).timeout(QUICK).send().await {
+            Ok(response) => response,
+            Err(error) => return Project::Failed(Outcome::Retry { why: plain(&error), after: None }),
+        };
+        match classify(response).await {
+            Ok(response) => match response.json::<Vec<Session>>().await {
+                Ok(sessions) => match sessions.into_iter().find(|session| session.name == self.project) {
+                    Some(session) => {
+                        *lock(&self.project_id) = Some(session.id.clone());
+                        Project::Known(session.id)
+                    }
+                    None => Project::NotThere,
+                },
+                Err(_) => Project::Unsaid,
+            },
+            Err(outcome @ Outcome::Retry { .. }) => Project::Failed(outcome),
+            // A key that may write but not read, or a server without this path.
+            Err(_) => Project::Unsaid,
+        }
+    }
+
+    async fn post(&self, path: &str, body: Body) -> Outcome {
+        let request = self.http.post(format!("{}{path}", self.endpoint)).header(CONTENT_TYPE, body.content_type);
+        match request.headers(body.headers).body(body.bytes).send().await {
+            Ok(response) => match classify(response).await {
+                Ok(_) => Outcome::Accepted,
+                Err(outcome) => outcome,
+            },
             Err(error) => Outcome::Retry { why: plain(&error), after: None },
         }
     }
 }
 
-async fn classify(response: Response) -> Outcome {
-    let status = response.status();
-    let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(retry::retry_after);
-    match status.as_u16() {
-        200..=299 => Outcome::Accepted,
-        409 => Outcome::Duplicate,
-        413 => Outcome::TooLarge,
-        404 => Outcome::NotFound,
-        408 | 425 | 429 | 500..=599 => Outcome::Retry { why: format!("status {}", status.as_u16()), after },
-        401 | 403 | 405 | 407 | 300..=399 => Outcome::Misconfigured { status: status.as_u16() },
-        _ => Outcome::Rejected { status: status.as_u16(), response: start_of(response, status).await },
-    }
-}
-
-/// The start of an error's body, for the dead-letter file; it may echo content, so no log ever shows it.
-async fn start_of(mut response: Response, status: StatusCode) -> String {
-    const MAX: usize = 1024;
-    let mut body = Vec::new();
-    while body.len() < MAX {
-        match response.chunk().await {
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => break,
-            Err(_) => return status.to_string(),
-        }
-    }
-    body.truncate(MAX);
-    String::from_utf8_lossy(&body).into_owned()
-}
-
-fn unencodable(error: &serde_json::Error) -> Outcome {
-    Outcome::Rejected { status: 0, response: format!("the run cannot be written as JSON: {error}") }
-}
-
-/// The error's innermost cause: reqwest's own text repeats the address and says little.
-fn plain(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// reqwest is built without a TLS provider of its own; `ring` is the process's.

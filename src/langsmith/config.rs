@@ -1,26 +1,45 @@
 //! What the `LANGSMITH_*` variables (and their older `LANGCHAIN_*` names) say.
 
+mod endpoints;
+mod variables;
+
 use std::fmt;
 
+use reqwest::Url;
+use reqwest::header::HeaderValue;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::tree::Shape;
+use variables::Variables;
 
 const DEFAULT_ENDPOINT: &str = "https://api.smith.langchain.com";
 
 /// Where runs go, and what of them.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Config {
+    /// Empty: nothing is uploaded.
+    pub destinations: Vec<Destination>,
+    /// 0 to 1, decided per trace.
+    pub sampling_rate: f64,
+    pub shape: Shape,
+    /// Runs in a request, instead of what the server says it takes.
+    pub batch_size: Option<usize>,
+    /// Whether bodies are compressed where the server takes that.
+    pub compress: bool,
+}
+
+/// One LangSmith.
+#[derive(Clone)]
+pub struct Destination {
+    /// The address in the letters of a file's name; the same at the next start.
+    pub name: String,
     /// Without a slash at its end; paths are appended.
     pub endpoint: String,
     pub api_key: Option<Secret>,
     pub workspace_id: Option<String>,
-    /// 0 to 1, decided per trace.
-    pub sampling_rate: f64,
-    pub shape: Shape,
-    /// Whether runs are uploaded at all.
-    pub upload: bool,
+    /// The LangSmith project.
+    pub project: String,
 }
 
 /// A key that no log and no error shows.
@@ -28,6 +47,13 @@ pub struct Config {
 pub struct Secret(String);
 
 impl Secret {
+    fn new(name: &str, value: String) -> Result<Self, ConfigError> {
+        match HeaderValue::from_str(&value) {
+            Ok(_) if !value.is_empty() => Ok(Self(value)),
+            _ => Err(ConfigError::Key { name: name.to_owned() }),
+        }
+    }
+
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -39,12 +65,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-impl fmt::Debug for Config {
+impl fmt::Debug for Destination {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
-            .debug_struct("Config")
+            .debug_struct("Destination")
             .field("endpoint", &self.endpoint)
-            .field("upload", &self.upload)
+            .field("project", &self.project)
             .finish_non_exhaustive()
     }
 }
@@ -53,68 +79,86 @@ impl fmt::Debug for Config {
 pub enum ConfigError {
     #[error("{name} is `{value}`; expected {expected}")]
     Invalid { name: String, value: String, expected: &'static str },
+    /// The value may hold a password.
+    #[error("{name} is not an http or https URL without user, query and fragment, such as {DEFAULT_ENDPOINT}")]
+    Url { name: String },
     #[error("{name} is not a key that a header can carry")]
     Key { name: String },
+    /// The value holds keys.
+    #[error(
+        "{name}: {what}; expected {{\"URL\": \"KEY\", ...}} or [{{\"api_url\": \"URL\", \"api_key\": \"KEY\"}}, ...]"
+    )]
+    Endpoints { name: String, what: String },
+    #[error("{first} and {second} are both set, and each says where runs go: unset one of them")]
+    Both { first: String, second: String },
 }
 
 impl Config {
     /// Reads the configuration through `get` (usually the environment). Empty values count as unset.
     ///
-    /// Uploading is on when a key or an endpoint is set (an endpoint of one's own may need no key), and
-    /// `LANGSMITH_TRACING` does not turn it off.
+    /// Uploading is on when a key, an endpoint (one of one's own may need no key) or a list of endpoints is set, unless
+    /// `LANGSMITH_TRACING` says no.
+    ///
+    /// # Errors
+    /// At the first variable with an impossible value, by its name.
     pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let find = |names: &[&str]| {
-            names.iter().flat_map(|name| [format!("LANGSMITH_{name}"), format!("LANGCHAIN_{name}")]).find_map(|name| {
-                let value = get(&name)?.trim().to_owned();
-                (!value.is_empty()).then_some((name, value))
-            })
-        };
-        let switch = |names: &[&str]| find(names).map(|(_, value)| value.eq_ignore_ascii_case("true") || value == "1");
-
-        let endpoint = find(&["ENDPOINT"]);
-        if let Some((name, value)) = &endpoint
-            && !reqwest::Url::parse(value).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-        {
-            return Err(ConfigError::Invalid {
-                name: name.clone(),
-                value: value.clone(),
-                expected: "an http or https URL",
-            });
-        }
-        let api_key = find(&["API_KEY"]);
-        if let Some((name, value)) = &api_key
-            && reqwest::header::HeaderValue::from_str(value).is_err()
-        {
-            return Err(ConfigError::Key { name: name.clone() });
-        }
-        let sampling_rate = match find(&["TRACING_SAMPLING_RATE"]) {
-            None => 1.0,
-            Some((name, value)) => match value.parse::<f64>() {
-                Ok(rate) if (0.0..=1.0).contains(&rate) => rate,
-                _ => return Err(ConfigError::Invalid { name, value, expected: "a number from 0 to 1" }),
-            },
-        };
-        let workspace_id = match find(&["WORKSPACE_ID"]) {
+        let variables = Variables(&get);
+        let switch = |names: &[&str]| variables.switch(names);
+        let workspace_id = match variables.find(&["WORKSPACE_ID"]) {
             Some((name, value)) if Uuid::try_parse(&value).is_err() => {
                 return Err(ConfigError::Invalid { name, value, expected: "a workspace's UUID" });
             }
             other => other.map(|(_, value)| value),
         };
-        let wanted = switch(&["TRACING_V2", "TRACING"]) != Some(false);
+        let project = variables.find(&["PROJECT", "SESSION"]).map_or_else(|| "default".to_owned(), |(_, value)| value);
+        let api_key = match variables.find(&["API_KEY"]) {
+            Some((name, value)) => Some(Secret::new(&name, value)?),
+            None => None,
+        };
+        let endpoint = match variables.find(&["ENDPOINT"]) {
+            Some((name, value)) => Some((base_url(&name, &value)?, name)),
+            None => None,
+        };
+        let mut destinations = match variables.find(&["RUNS_ENDPOINTS"]) {
+            Some((name, value)) => endpoints::read(&name, &value, endpoint.as_ref().map(|(_, name)| name.as_str()))?,
+            None if api_key.is_none() && endpoint.is_none() => Vec::new(),
+            None => {
+                let endpoint = endpoint.map_or_else(|| DEFAULT_ENDPOINT.to_owned(), |(endpoint, _)| endpoint);
+                vec![Destination { name: String::new(), endpoint, api_key, workspace_id: None, project: String::new() }]
+            }
+        };
+        endpoints::name(&mut destinations);
+        for destination in &mut destinations {
+            destination.workspace_id.clone_from(&workspace_id);
+            if destination.project.is_empty() {
+                destination.project.clone_from(&project);
+            }
+        }
+        if switch(&["TRACING_V2", "TRACING"])? == Some(false) {
+            destinations.clear();
+        }
         Ok(Self {
-            upload: wanted && (api_key.is_some() || endpoint.is_some()),
-            endpoint: endpoint
-                .map_or_else(|| DEFAULT_ENDPOINT.to_owned(), |(_, value)| value.trim_end_matches('/').to_owned()),
-            api_key: api_key.map(|(_, value)| Secret(value)),
-            workspace_id,
-            sampling_rate,
+            destinations,
+            sampling_rate: variables
+                .number(&["TRACING_SAMPLING_RATE"], "a number from 0 to 1", |rate| (0.0..=1.0).contains(rate))?
+                .unwrap_or(1.0),
             shape: Shape {
-                project: find(&["PROJECT", "SESSION"]).map_or_else(|| "default".to_owned(), |(_, value)| value),
-                hide_inputs: switch(&["HIDE_INPUTS"]) == Some(true),
-                hide_outputs: switch(&["HIDE_OUTPUTS"]) == Some(true),
-                hide_metadata: switch(&["HIDE_METADATA"]) == Some(true),
+                project,
+                hide_inputs: switch(&["HIDE_INPUTS"])? == Some(true),
+                hide_outputs: switch(&["HIDE_OUTPUTS"])? == Some(true),
+                hide_metadata: switch(&["HIDE_METADATA"])? == Some(true),
+                key: None,
             },
+            batch_size: variables.number(&["BATCH_INGEST_SIZE_LIMIT"], "a number of runs from 1 to 10000", |runs| {
+                (1..=10_000).contains(runs)
+            })?,
+            compress: switch(&["DISABLE_RUN_COMPRESSION"])? != Some(true),
         })
+    }
+
+    /// Whether anything is uploaded.
+    pub fn uploads(&self) -> bool {
+        !self.destinations.is_empty()
     }
 
     /// Whether the trace is in the sample. The id decides, so that a replay decides the same; the caller's trace
@@ -130,62 +174,25 @@ impl Config {
         }
         f64::from(u32::from_be_bytes(top)) < self.sampling_rate * 4_294_967_296.0
     }
+
+    /// What the destination's runs look like.
+    pub fn shape_for(&self, destination: &Destination) -> Shape {
+        Shape { project: destination.project.clone(), ..self.shape.clone() }
+    }
+}
+
+/// The URL without slashes at its end.
+fn base_url(name: &str, value: &str) -> Result<String, ConfigError> {
+    let fits = Url::parse(value).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    });
+    if fits { Ok(value.trim_end_matches('/').to_owned()) } else { Err(ConfigError::Url { name: name.to_owned() }) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
-        Config::from_env(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned()))
-    }
-
-    #[test]
-    fn a_key_or_an_endpoint_turns_the_upload_on() {
-        for (variables, upload) in [
-            (&[][..], false),
-            (&[("LANGSMITH_API_KEY", "k")], true),
-            (&[("LANGCHAIN_API_KEY", "k")], true),
-            (&[("LANGSMITH_API_KEY", " ")], false),
-            (&[("LANGSMITH_ENDPOINT", "http://127.0.0.1:1")], true),
-            (&[("LANGSMITH_API_KEY", "k"), ("LANGSMITH_TRACING", "false")], false),
-            (&[("LANGSMITH_API_KEY", "k"), ("LANGCHAIN_TRACING_V2", "false")], false),
-            (&[("LANGSMITH_API_KEY", "k"), ("LANGSMITH_TRACING_V2", "true"), ("LANGSMITH_TRACING", "false")], true),
-            (&[("LANGSMITH_TRACING", "true")], false),
-        ] {
-            assert_eq!(config(variables).unwrap().upload, upload, "{variables:?}");
-        }
-    }
-
-    #[test]
-    fn the_new_names_win_and_slashes_go() {
-        let config = config(&[
-            ("LANGSMITH_ENDPOINT", "http://127.0.0.1:1984/api/v1/"),
-            ("LANGCHAIN_PROJECT", "old"),
-            ("LANGSMITH_PROJECT", "new"),
-            ("LANGCHAIN_HIDE_INPUTS", "TRUE"),
-        ])
-        .unwrap();
-        assert_eq!((config.endpoint.as_str(), config.shape.project.as_str()), ("http://127.0.0.1:1984/api/v1", "new"));
-        assert!(config.shape.hide_inputs && !config.shape.hide_outputs);
-    }
-
-    #[test]
-    fn impossible_values_are_refused_and_keys_are_not_shown() {
-        assert!(config(&[("LANGSMITH_ENDPOINT", "api.smith")]).is_err());
-        assert!(config(&[("LANGSMITH_TRACING_SAMPLING_RATE", "2")]).is_err());
-        assert!(config(&[("LANGSMITH_WORKSPACE_ID", "mine")]).is_err());
-        let error = config(&[("LANGSMITH_API_KEY", "top\nsecret")]).unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("secret"));
-        assert!(!format!("{:?}", config(&[("LANGSMITH_API_KEY", "hush")]).unwrap()).contains("hush"));
-    }
-
-    #[test]
-    fn sampling_follows_its_rate_and_the_id() {
-        let config = Config { sampling_rate: 0.25, ..config(&[]).unwrap() };
-        let ids: Vec<Uuid> = (0..4000_u128).map(Uuid::from_u128).collect();
-        let taken = ids.iter().filter(|&&id| config.samples(id)).count();
-        assert!((800..1200).contains(&taken), "{taken}");
-        assert!(ids.iter().all(|&id| !Config { sampling_rate: 0.0, ..config.clone() }.samples(id)));
-    }
-}
+mod tests;

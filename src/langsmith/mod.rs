@@ -5,6 +5,8 @@
 pub mod client;
 pub mod config;
 pub mod dead_letter;
+pub mod deliver;
+pub mod info;
 pub mod multipart;
 pub mod order;
 pub mod retry;

@@ -1,9 +1,15 @@
 //! A run as LangSmith takes it: a small head, and the big fields as JSON texts that are never parsed again.
 
-use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// The fields that travel as parts of their own.
+const FIELDS: [&str; 5] = ["inputs", "outputs", "events", "extra", "error"];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RunType {
     Chain,
@@ -11,13 +17,18 @@ pub enum RunType {
     Tool,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Run {
-    #[serde(serialize_with = "text")]
+    #[serde(serialize_with = "text", deserialize_with = "uuid")]
     pub id: Uuid,
-    #[serde(serialize_with = "text")]
+    #[serde(serialize_with = "text", deserialize_with = "uuid")]
     pub trace_id: Uuid,
-    #[serde(serialize_with = "maybe_text", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        serialize_with = "maybe_text",
+        deserialize_with = "maybe_uuid",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub parent_run_id: Option<Uuid>,
     pub dotted_order: String,
     pub name: String,
@@ -25,10 +36,9 @@ pub struct Run {
     pub start_time: String,
     pub end_time: String,
     pub session_name: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// The fields that travel as parts of their own, by name, each a JSON text: `inputs`, `outputs`, `events`, `extra`,
-    /// `error`.
+    /// The big fields by name, each a JSON text.
     #[serde(skip)]
     pub fields: Vec<(&'static str, String)>,
 }
@@ -53,10 +63,25 @@ impl Run {
         Ok(json)
     }
 
-    /// About how many bytes it takes on the wire.
+    /// The run that [`Run::whole`] wrote.
+    pub fn read(whole: &RawValue) -> Result<Self, serde_json::Error> {
+        let mut run: Self = serde_json::from_str(whole.get())?;
+        let all: BTreeMap<String, &RawValue> = serde_json::from_str(whole.get())?;
+        let field = |name| all.get(name).map(|value| (name, value.get().to_owned()));
+        run.fields = FIELDS.into_iter().filter_map(field).collect();
+        Ok(run)
+    }
+
+    /// Not fewer bytes than it takes on the wire, uncompressed.
     pub fn size(&self) -> usize {
-        const HEAD: usize = 1024;
-        HEAD + self.dotted_order.len() + self.fields.iter().map(|(_, value)| value.len() + 256).sum::<usize>()
+        /// A part's own head, or the names and the fixed fields of the run's.
+        const PART: usize = 256;
+        const HEAD: usize = 512;
+        /// What a character may become in JSON: `\u0000`.
+        const ESCAPED: usize = 6;
+        let texts = [&self.name, &self.session_name].into_iter().chain(&self.tags);
+        let head = HEAD + self.dotted_order.len() + texts.map(|text| text.len() * ESCAPED + 3).sum::<usize>();
+        PART + head + self.fields.iter().map(|(_, value)| PART + value.len()).sum::<usize>()
     }
 
     #[cfg(test)]
@@ -74,4 +99,13 @@ fn maybe_text<S: Serializer>(id: &Option<Uuid>, serializer: S) -> Result<S::Ok, 
         Some(id) => serializer.collect_str(id),
         None => serializer.serialize_none(),
     }
+}
+
+fn uuid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Uuid, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Uuid::try_parse(&text).map_err(serde::de::Error::custom)
+}
+
+fn maybe_uuid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Uuid>, D::Error> {
+    uuid(deserializer).map(Some)
 }

@@ -6,7 +6,9 @@
 mod message;
 mod metadata;
 
-use parapet_engine::record::{Attempt, GuardRecord, Record};
+use std::sync::Arc;
+
+use parapet_engine::record::{Attempt, Content, GuardRecord, Record};
 use serde_json::{Map, Value, json};
 
 use message::{choices, message};
@@ -14,6 +16,7 @@ use message::{choices, message};
 use super::order::{Order, iso};
 use super::run::{Run, RunType};
 use crate::accesslog::line::Line;
+use crate::audit::key::Key;
 
 /// What the operator chose about every run.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +26,8 @@ pub struct Shape {
     pub hide_inputs: bool,
     pub hide_outputs: bool,
     pub hide_metadata: bool,
+    /// Digests of texts leave as HMACs under it; without it they do not leave.
+    pub key: Option<Arc<Key>>,
 }
 
 /// The line's runs, the root first.
@@ -30,7 +35,14 @@ pub fn tree(line: &Line, shape: &Shape) -> Vec<Run> {
     let record = &line.record;
     let root = root_order(line);
     let end_us = record.end_us.max(root.start_us);
-    let builder = Builder { line, record, shape, root: &root, end_us };
+    // A policy that keeps texts out of the record leaves empty shells of answers in it: they say nothing.
+    let withheld = record.content != Content::Full;
+    let shape = Shape {
+        hide_inputs: shape.hide_inputs || withheld,
+        hide_outputs: shape.hide_outputs || withheld,
+        ..shape.clone()
+    };
+    let builder = Builder { line, record, shape: &shape, root: &root, end_us };
     let mut runs = vec![builder.root()];
     if let Some(guard) = &record.input_guard {
         runs.push(builder.guard("input-guard", guard));
@@ -52,7 +64,7 @@ pub fn root_order(line: &Line) -> Order {
 }
 
 /// Whether the guard's own verdict stopped the text; a guard that failed closed is a failure, not a block.
-fn blocked(guard: Option<&GuardRecord>) -> bool {
+pub fn blocked(guard: Option<&GuardRecord>) -> bool {
     guard.is_some_and(|guard| guard.action == "block" && guard.verdict == "unsafe")
 }
 
@@ -114,9 +126,7 @@ impl Builder<'_> {
         let order = self.root.child(&format!("attempt:{index}"), attempt.start_us);
         let next_start = record.attempts.get(index + 1).map(|next| next.start_us);
         let end_us = attempt.end_us.or(next_start).unwrap_or(self.end_us);
-        let answered = index + 1 == record.attempts.len() && attempt.outcome == "ok";
-        // What the guard replaced is not what the model said, and what it said is in nobody's record.
-        let replaced = blocked(record.output_guard.as_ref()) || blocked(record.input_guard.as_ref());
+        let (answered, replaced) = (answered(record, index), replaced(record));
 
         let mut metadata = self.metadata();
         metadata.insert("ls_provider".into(), attempt.provider.clone().into());
@@ -125,6 +135,7 @@ impl Builder<'_> {
         metadata.insert("outcome".into(), attempt.outcome.clone().into());
         metadata.insert("status".into(), attempt.status.into());
         metadata.insert("attempt".into(), (index + 1).into());
+        self.digests(&mut metadata);
         let parameters = self.parameters(&attempt.model);
         for (parameter, key) in [
             ("temperature", "ls_temperature"),
@@ -167,16 +178,7 @@ impl Builder<'_> {
             let time = iso(first.max(order.start_us));
             run.fields.push(("events", json!([{ "name": "new_token", "time": time }]).to_string()));
         }
-        let error = match attempt.outcome.as_str() {
-            "ok" if answered && record.truncated && !record.client_aborted => {
-                Some("the answer was cut off upstream".to_owned())
-            }
-            "ok" => None,
-            outcome if record.client_aborted || replaced => {
-                (index + 1 < record.attempts.len()).then(|| attempt_error(outcome, attempt.status))
-            }
-            outcome => Some(attempt_error(outcome, attempt.status)),
-        };
+        let error = attempt_failure(record, index).map(|failure| failure.message);
         run.fields.extend(error.map(|error| ("error", Value::from(error).to_string())));
         run
     }
@@ -312,14 +314,51 @@ fn usd(nanousd: u64) -> f64 {
     nanousd as f64 / 1e9
 }
 
-fn attempt_error(outcome: &str, status: u16) -> String {
+/// Whether this attempt gave the answer.
+pub fn answered(record: &Record, index: usize) -> bool {
+    record.attempts.iter().rposition(|attempt| attempt.outcome == "ok") == Some(index)
+}
+
+/// Whether a guard put its own text in the answer's place: that is not what the model said, and what it said is in
+/// nobody's record.
+pub fn replaced(record: &Record) -> bool {
+    blocked(record.output_guard.as_ref()) || blocked(record.input_guard.as_ref())
+}
+
+/// Why an attempt failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The provider's status, or the record's word: of a bounded set.
+    pub kind: String,
+    pub message: String,
+}
+
+/// None for an attempt that succeeded, or that ended because nobody wanted its answer any more.
+pub fn attempt_failure(record: &Record, index: usize) -> Option<Failure> {
+    let attempt = record.attempts.get(index)?;
+    let outcome = attempt.outcome.as_str();
+    let failure = |kind: &str, message: &str| Some(Failure { kind: kind.to_owned(), message: message.to_owned() });
+    if outcome == "ok" {
+        let cut = answered(record, index) && record.truncated && !record.client_aborted;
+        return if cut { failure("truncated", "the answer was cut off upstream") } else { None };
+    }
+    // Another was faster.
+    if outcome == "lost" {
+        return None;
+    }
+    if (record.client_aborted || replaced(record)) && index + 1 == record.attempts.len() {
+        return None;
+    }
     match outcome {
-        "status" => format!("the provider answered with status {status}"),
-        "no_first_token" => "no first token within the limit".to_owned(),
-        "error_event" => "the provider sent an error in its stream".to_owned(),
-        "empty" => "the provider's answer was empty".to_owned(),
-        "reset" => "the connection to the provider failed".to_owned(),
-        other => format!("the attempt ended as {other}"),
+        "status" => {
+            let status = attempt.status.to_string();
+            failure(&status, &format!("the provider answered with status {status}"))
+        }
+        "no_first_token" => failure(outcome, "no first token within the limit"),
+        "error_event" => failure(outcome, "the provider sent an error in its stream"),
+        "empty" => failure(outcome, "the provider's answer was empty"),
+        "reset" => failure(outcome, "the connection to the provider failed"),
+        other => failure(other, &format!("the attempt ended as {other}")),
     }
 }
 

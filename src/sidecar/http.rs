@@ -110,7 +110,7 @@ async fn runs(State(shared): State<Shared>, Query(query): Query<Limit>) -> Respo
 async fn page(State(shared): State<Shared>) -> Html<String> {
     let stats = shared.spool.stats();
     let (entries, bytes) = shared.cache.size();
-    let upload = if shared.config.upload { "on" } else { "off: runs stay local" };
+    let upload = if shared.config.uploads() { "on" } else { "off: runs stay local" };
     let rows = [
         ("Requests since the start", shared.metrics.requests_seen().to_string()),
         ("Upload to LangSmith", upload.to_owned()),

@@ -3,7 +3,7 @@
 use std::{
     io,
     ops::Deref,
-    sync::{Arc, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 
 use self::{
     batch::Batch,
+    encoding::Encodings,
     run::Refusal,
     store::{Store, Stored},
 };
@@ -32,6 +33,7 @@ use super::{
 };
 
 mod batch;
+mod encoding;
 mod multipart;
 mod run;
 mod store;
@@ -57,6 +59,12 @@ pub struct Options {
     /// `batch_ingest_config.size_limit_bytes` of GET /info; longer bodies get 413
     #[arg(long, default_value_t = 20_971_520)]
     pub size_limit_bytes: usize,
+    /// `instance_flags.zstd_compression_enabled` of GET /info
+    #[arg(long)]
+    pub zstd: bool,
+    /// `instance_flags.gzip_body_enabled` of GET /info
+    #[arg(long)]
+    pub gzip: bool,
     /// An old server: /runs/multipart is 404 and GET /info says so
     #[arg(long)]
     pub no_multipart: bool,
@@ -71,6 +79,8 @@ impl Default for Options {
             server_version: "0.12.0".into(),
             size_limit: 100,
             size_limit_bytes: 20_971_520,
+            zstd: false,
+            gzip: false,
             no_multipart: false,
         }
     }
@@ -79,20 +89,25 @@ impl Default for Options {
 /// A running LangSmith; also a [`Simulator`].
 pub struct LangSmith {
     server: Simulator,
-    store: Arc<Store>,
+    ingestion: Arc<Ingestion>,
 }
 
 impl LangSmith {
+    /// Which compressed bodies are taken from now on, and what `GET /info` says.
+    pub fn set_compression(&self, zstd: bool, gzip: bool) {
+        *lock(&self.ingestion.takes) = Encodings { zstd, gzip };
+    }
+
     /// All runs kept (the newest 200,000), oldest first, patches applied.
     #[must_use]
     pub fn runs(&self) -> Vec<Value> {
-        self.store.runs(None)
+        self.ingestion.store.runs(None)
     }
 
     /// All feedback kept, oldest first.
     #[must_use]
     pub fn feedback(&self) -> Vec<Value> {
-        self.store.feedback(None)
+        self.ingestion.store.feedback(None)
     }
 
     #[must_use]
@@ -123,60 +138,52 @@ pub async fn start(options: Options) -> io::Result<LangSmith> {
 /// # Errors
 /// When the key's variable is not set or the listener is broken.
 pub fn serve(options: Options, listener: TcpListener) -> io::Result<LangSmith> {
-    let store = Arc::new(Store::default());
-    let info = info(&options);
+    let shared =
+        Shared::new(Kind::LangSmith, options.key.clone().resolve()?, Duration::from_millis(options.latency_ms));
     let ingestion = Arc::new(Ingestion {
-        store: Arc::clone(&store),
-        size_limit_bytes: options.size_limit_bytes,
-        multipart: !options.no_multipart,
+        store: Store::default(),
+        takes: Mutex::new(Encodings { zstd: options.zstd, gzip: options.gzip }),
+        options,
     });
     let routes = Router::new()
-        .route("/info", get(move || async move { Json(info) }))
+        .route("/info", get(info))
         .route("/runs/multipart", post(multipart_runs))
         .route("/runs/batch", post(batch))
         .route("/runs", post(one_run))
         .route("/runs/{id}", patch(patch_run))
         .route("/feedback", post(feedback))
+        .route("/sessions", get(sessions))
         .route("/sim/runs", get(show_runs).delete(forget))
         .route("/sim/feedback", get(show_feedback));
-    let shared = Shared::new(Kind::LangSmith, options.key.resolve()?, Duration::from_millis(options.latency_ms));
-    let server = server::serve(shared, routes.with_state(ingestion), listener)?;
-    Ok(LangSmith { server, store })
+    let server = server::serve(shared, routes.with_state(Arc::clone(&ingestion)), listener)?;
+    Ok(LangSmith { server, ingestion })
 }
 
-fn info(options: &Options) -> Value {
-    json!({
+async fn info(State(ingestion): State<Arc<Ingestion>>) -> Json<Value> {
+    let Ingestion { options, .. } = &*ingestion;
+    let takes = *lock(&ingestion.takes);
+    Json(json!({
         "version": options.server_version,
         "license_expiration_time": null,
-        "instance_flags": {"zstd_compression_enabled": false, "gzip_body_enabled": false},
+        "instance_flags": {"zstd_compression_enabled": takes.zstd, "gzip_body_enabled": takes.gzip},
         "batch_ingest_config": {
             "use_multipart_endpoint": !options.no_multipart,
             "scale_up_qsize_trigger": 1000, "scale_up_nthreads_limit": 16, "scale_down_nempty_trigger": 4,
             "size_limit": options.size_limit, "size_limit_bytes": options.size_limit_bytes,
         },
-    })
+    }))
 }
 
 struct Ingestion {
-    store: Arc<Store>,
-    size_limit_bytes: usize,
-    multipart: bool,
+    store: Store,
+    takes: Mutex<Encodings>,
+    options: Options,
 }
 
 impl Ingestion {
-    fn check(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
-        let encoding = headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes()));
-        match encoding {
-            Some(encoding) if encoding != "identity" => Err(Refusal::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                format!("content-encoding {encoding} is not enabled"),
-            )),
-            _ if body.len() > self.size_limit_bytes => {
-                let message = format!("body of {} bytes is above {}", body.len(), self.size_limit_bytes);
-                Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message))
-            }
-            _ => Ok(()),
-        }
+    fn decode(&self, headers: &HeaderMap, body: Bytes) -> Result<Bytes, Refusal> {
+        let takes = *lock(&self.takes);
+        encoding::decode(headers, body, takes, self.options.size_limit_bytes)
     }
 
     fn accept(&self, batch: Batch) -> Result<Value, Refusal> {
@@ -203,14 +210,16 @@ async fn multipart_runs(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    if !ingestion.multipart {
+    if ingestion.options.no_multipart {
         return call.kind.not_found(&Method::POST, "/runs/multipart");
     }
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let result = ingestion
-        .check(&headers, &body)
-        .and_then(|()| multipart::parse(content_type, &body).map_err(|error| Refusal::unprocessable(error.to_string())))
-        .and_then(|parts| Batch::from_parts(&parts))
+        .decode(&headers, body)
+        .and_then(|body| {
+            let parts = multipart::parse(content_type, &body);
+            Batch::from_parts(&parts.map_err(|error| Refusal::unprocessable(error.to_string()))?)
+        })
         .and_then(|batch| ingestion.accept(batch));
     respond(&call, StatusCode::ACCEPTED, result)
 }
@@ -226,8 +235,8 @@ async fn batch(
     body: Bytes,
 ) -> Response {
     let result = ingestion
-        .check(&headers, &body)
-        .and_then(|()| Batch::from_json(json_body(&body)?))
+        .decode(&headers, body)
+        .and_then(|body| Batch::from_json(json_body(&body)?))
         .and_then(|batch| ingestion.accept(batch));
     respond(&call, StatusCode::ACCEPTED, result)
 }
@@ -239,8 +248,8 @@ async fn one_run(
     body: Bytes,
 ) -> Response {
     let result = ingestion
-        .check(&headers, &body)
-        .and_then(|()| Batch::from_one_run(json_body(&body)?))
+        .decode(&headers, body)
+        .and_then(|body| Batch::from_one_run(json_body(&body)?))
         .and_then(|batch| ingestion.accept(batch));
     respond(&call, StatusCode::ACCEPTED, result)
 }
@@ -253,8 +262,8 @@ async fn patch_run(
     body: Bytes,
 ) -> Response {
     let result = ingestion
-        .check(&headers, &body)
-        .and_then(|()| Batch::from_one_patch(&id, json_body(&body)?))
+        .decode(&headers, body)
+        .and_then(|body| Batch::from_one_patch(&id, json_body(&body)?))
         .and_then(|batch| ingestion.accept(batch));
     respond(&call, StatusCode::ACCEPTED, result)
 }
@@ -265,17 +274,36 @@ async fn feedback(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let result = ingestion.check(&headers, &body).and_then(|()| {
+    let result = ingestion.decode(&headers, body).and_then(|body| {
         let feedback = run::feedback(json_body(&body)?)?;
         let about = feedback.get("run_id").or(feedback.get("trace_id")).and_then(Value::as_str).unwrap_or_default();
         if !ingestion.store.has(about) {
             return Err(Refusal::new(StatusCode::NOT_FOUND, format!("run {about:?} not found")));
+        }
+        let session = run::text(&feedback, "session_id");
+        if session.is_some_and(|session| !ingestion.store.sessions(None).values().any(|known| known == session)) {
+            return Err(Refusal::new(StatusCode::NOT_FOUND, "session_id is no project's"));
+        }
+        let id = run::text(&feedback, "id").unwrap_or_default().to_owned();
+        if ingestion.store.has_feedback(&id) {
+            return Err(Refusal::new(StatusCode::CONFLICT, format!("feedback {id:?} already received")));
         }
         let feedback = Value::Object(feedback);
         ingestion.store.ingest(Batch { feedback: vec![feedback.clone()], ..Batch::default() });
         Ok(feedback)
     });
     respond(&call, StatusCode::OK, result)
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: Option<String>,
+}
+
+/// The projects; the first run in one made it.
+async fn sessions(State(ingestion): State<Arc<Ingestion>>, Query(query): Query<Named>) -> Json<Value> {
+    let sessions = ingestion.store.sessions(query.name.as_deref());
+    Json(sessions.into_iter().map(|(name, id)| json!({"id": id, "name": name})).collect())
 }
 
 #[derive(Deserialize)]
@@ -296,6 +324,6 @@ async fn forget(State(ingestion): State<Arc<Ingestion>>) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! Llama Guard 3 (8B) as vLLM serves it: raw prompts on `/v1/completions`, conversations on `/v1/chat/completions`.
-//! It reads its prompt as the model does, special tokens inside user text included.
+//! A guard as vLLM serves it: raw prompts on `/v1/completions`, and for Llama Guard 3 conversations on
+//! `/v1/chat/completions`. It reads its prompt as the model does, special tokens inside user text included.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -31,12 +31,15 @@ use super::{
     sse, vllm,
 };
 
+mod family;
 mod judge;
 mod prefix;
 mod template;
 #[cfg(test)]
 mod tests;
 mod tokens;
+
+pub use family::Family;
 
 pub const DEFAULT_MODEL: &str = "meta-llama/Llama-Guard-3-8B";
 const MAX_PROMPTS: usize = 64;
@@ -51,6 +54,9 @@ pub struct Options {
     /// Name of the served model
     #[arg(long, default_value = DEFAULT_MODEL)]
     pub model: String,
+    /// Whose prompts it reads and whose verdicts it gives
+    #[arg(long, value_enum, default_value_t)]
+    pub family: Family,
     #[command(flatten)]
     pub key: KeyOptions,
     /// Until a verdict is answered, in milliseconds
@@ -64,7 +70,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let (model, key) = (DEFAULT_MODEL.to_owned(), KeyOptions::default());
-        Self { port: 0, model, key, latency_ms: 10, max_model_len: 131_072 }
+        Self { port: 0, model, family: Family::default(), key, latency_ms: 10, max_model_len: 131_072 }
     }
 }
 
@@ -84,7 +90,7 @@ pub async fn start(options: Options) -> io::Result<Simulator> {
 pub fn serve(options: Options, listener: TcpListener) -> io::Result<Simulator> {
     let pace = Pace { first_token: Duration::ZERO, token: Duration::ZERO };
     let model = Arc::new(Model::new(Kind::Vllm, options.model, pace, options.max_model_len));
-    let guard = Arc::new(Guard { model: Arc::clone(&model), prefixes: PrefixCache::default() });
+    let guard = Arc::new(Guard { model: Arc::clone(&model), family: options.family, prefixes: PrefixCache::default() });
     let routes = Router::new()
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat_completions))
@@ -97,6 +103,7 @@ pub fn serve(options: Options, listener: TcpListener) -> io::Result<Simulator> {
 
 struct Guard {
     model: Arc<Model>,
+    family: Family,
     prefixes: PrefixCache,
 }
 
@@ -184,10 +191,20 @@ struct Verdict {
 
 impl Guard {
     /// # Errors
+    /// 400 for what the chat template refuses, and for another family than Llama Guard 3.
+    fn render(&self, turns: &[Turn<'_>]) -> Result<String, Refused> {
+        if self.family != Family::LlamaGuard3 {
+            return Err(bad_request("this simulator has Llama Guard 3's chat template only", Some("messages")));
+        }
+        template::render(turns).map_err(|error| bad_request(&error.to_string(), None))
+    }
+
+    /// # Errors
     /// 400 for a prompt that is not the template or too long.
     fn judge(&self, prompt: &str, call: &Call, max_tokens: Option<usize>) -> Result<Verdict, Refused> {
-        let parsed = GuardPrompt::parse(prompt).map_err(|error| bad_request(&error.to_string(), Some("prompt")))?;
-        let prompt_tokens = guard_tokens(prompt);
+        let parsed =
+            GuardPrompt::parse(self.family, prompt).map_err(|error| bad_request(&error.to_string(), Some("prompt")))?;
+        let prompt_tokens = guard_tokens(self.family, prompt);
         self.model.fits(prompt_tokens.len())?;
         let cached = self.prefixes.cached_tokens(&prompt_tokens);
         let mut tokens = judge::generate(&parsed, &call.fault.behaviour);
@@ -215,7 +232,7 @@ async fn chat_completions(
             .iter()
             .map(|message| (message.role.as_str(), answers::content_text(&message.content)))
             .collect();
-        let prompt = template::render(&turns).map_err(|error| bad_request(&error.to_string(), None))?;
+        let prompt = guard.render(&turns)?;
         let verdict = guard.judge(&prompt, &call, request.max_tokens())?;
         Ok((request, verdict))
     });
@@ -256,9 +273,9 @@ async fn tokenize(State(guard): State<Arc<Guard>>, body: Bytes) -> Response {
                 .iter()
                 .map(|message| (message.role.as_str(), answers::content_text(&message.content)))
                 .collect();
-            match template::render(&turns) {
+            match guard.render(&turns) {
                 Ok(prompt) => prompt,
-                Err(error) => return bad_request(&error.to_string(), None).into_response(),
+                Err(refused) => return refused.into_response(),
             }
         }
         Ok(_) => return bad_request("give `prompt` or `messages`", None).into_response(),
@@ -266,5 +283,5 @@ async fn tokenize(State(guard): State<Arc<Guard>>, body: Bytes) -> Response {
             return vllm_error(StatusCode::BAD_REQUEST, &error.to_string(), "Bad Request", None).into_response();
         }
     };
-    vllm::tokenized(&guard.model, guard_tokens(&prompt).into_iter())
+    vllm::tokenized(&guard.model, guard_tokens(guard.family, &prompt).into_iter())
 }

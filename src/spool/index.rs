@@ -16,6 +16,8 @@ pub struct Known {
     pub trace_id: Uuid,
     /// The run's start as it was uploaded, microseconds since the Unix epoch.
     pub start_us: u64,
+    /// False: this trace goes to nobody outside.
+    pub sampled: bool,
 }
 
 #[derive(Debug)]
@@ -44,7 +46,7 @@ impl Index {
     }
 
     /// Remembers a run; the oldest is forgotten when there are too many. False when it was known.
-    pub fn insert(&mut self, id: Uuid, tenant: &str, trace_id: Uuid, start_us: u64) -> bool {
+    pub fn insert(&mut self, id: Uuid, tenant: &str, trace_id: Uuid, start_us: u64, sampled: bool) -> bool {
         if self.known.contains_key(&id) {
             return false;
         }
@@ -53,7 +55,7 @@ impl Index {
             self.known.remove(&oldest);
         }
         let tenant = self.intern(tenant);
-        self.known.insert(id, Known { tenant, trace_id, start_us });
+        self.known.insert(id, Known { tenant, trace_id, start_us, sampled });
         self.order.push_back(id);
         true
     }
@@ -82,9 +84,9 @@ mod tests {
         let ids: Vec<Uuid> = (0..4_u128).map(Uuid::from_u128).collect();
         let mut index = Index::new(3);
         for &id in &ids {
-            assert!(index.insert(id, "acme", id, 0));
+            assert!(index.insert(id, "acme", id, 0, true));
         }
-        assert!(!index.insert(ids[3], "globex", ids[3], 0));
+        assert!(!index.insert(ids[3], "globex", ids[3], 0, true));
         assert_eq!(index.get(ids[0]), None);
         assert_eq!(&*index.get(ids[3]).unwrap().tenant, "acme");
         assert_eq!(index.len(), 3);

@@ -1,23 +1,30 @@
 //! The spool: every run's access log line, verbatim, in durable segments under `$DATA/spool`, with a cursor that says
-//! how far the upload has come. It is the upload's queue, the local store of runs, and what deduplication is rebuilt
-//! from, so a segment outlives its upload until the retention or the size bound takes it.
+//! how far the upload to each destination has come. It is the uploads' queue, the local store of runs, and what
+//! deduplication is rebuilt from, so a segment outlives its upload until the retention or the size bound takes it.
 //!
-//! What is not uploaded yet is never removed while an upload is configured.
+//! What a configured destination still lacks is never removed.
 
+pub mod command;
+mod cursors;
 pub mod durable;
 pub mod index;
+mod queue;
+mod segments;
+pub mod status;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
+pub use cursors::{Cursor, Cursors};
 use durable::Lines;
+pub use queue::Queue;
+use segments::{count_lines, count_uploadable, segment_numbers, segment_path};
 
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -28,25 +35,8 @@ pub struct Options {
     pub max_bytes: u64,
     /// Closed segments that nobody waits for are removed when they are older.
     pub retention: Duration,
-    /// Whether runs wait for an upload. Without one the spool is the local store alone, and what was stored meanwhile
-    /// stays local when an upload is configured later.
-    pub upload: bool,
-}
-
-/// A place between two lines.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Cursor {
-    pub segment: u64,
-    pub offset: u64,
-}
-
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Saved {
-    #[serde(flatten)]
-    cursor: Cursor,
-    /// No upload was configured: what the spool holds at the next start is not waiting for one.
-    #[serde(default)]
-    local: bool,
+    /// Who gets the runs, by name. Without any the spool is the local store alone.
+    pub destinations: Vec<String>,
 }
 
 /// Lines read for upload, and the cursor to advance to once they are delivered.
@@ -58,7 +48,7 @@ pub struct Batch {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Lines that wait for upload.
+    /// Lines that wait for upload, at the destination where the most do.
     pub waiting: u64,
     /// Lines kept.
     pub lines: u64,
@@ -69,19 +59,23 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Spool {
     options: Options,
+    /// The segment that grows. Taken before `state`, and held while the disk is waited for, as `state` never is.
+    active: Mutex<Lines>,
     state: Mutex<State>,
-    published: Notify,
+    /// Held while cursors are saved: one destination's progress must not overwrite another's.
+    saving: Mutex<()>,
+    changed: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 struct State {
-    active: Lines,
     /// Length, lines and age of each segment, the active one last.
     segments: BTreeMap<u64, Segment>,
-    cursor: Cursor,
+    cursors: Cursors,
     /// Readers see nothing behind this: the access log's position behind it is not saved yet.
     published: Cursor,
-    waiting: u64,
+    /// Lines that wait, by destination.
+    waiting: BTreeMap<String, u64>,
     unpublished: u64,
 }
 
@@ -101,7 +95,8 @@ impl Spool {
             let path = segment_path(&options.dir, number);
             let metadata = fs::metadata(&path)?;
             let touched = metadata.modified().unwrap_or_else(|_| SystemTime::now());
-            segments.insert(number, Segment { bytes: metadata.len(), lines: count_lines(&path, 0)?, touched });
+            segments
+                .insert(number, Segment { bytes: metadata.len(), lines: count_lines(&path, 0, u64::MAX)?, touched });
         }
         let number = segments.keys().next_back().copied().unwrap_or(1);
         let active = Lines::open(&segment_path(&options.dir, number))?;
@@ -109,29 +104,31 @@ impl Spool {
             active.len();
         let end = Cursor { segment: number, offset: active.len() };
 
-        let path = options.dir.join("cursor.json");
-        let saved: Saved = match fs::read(&path) {
-            Ok(content) => serde_json::from_slice(&content).map_err(|error| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("{} is unreadable: {error}", path.display()))
-            })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Saved::default(),
-            Err(error) => return Err(error),
-        };
-        let cursor = if saved.local || !options.upload { end } else { saved.cursor.min(end) };
-        let mut waiting = 0;
-        for (&number, segment) in segments.range(cursor.segment..) {
-            waiting += if number == cursor.segment {
-                count_lines(&segment_path(&options.dir, number), cursor.offset)?
-            } else {
-                segment.lines
-            };
+        let mut cursors = segments::load_cursors(&options.dir)?;
+        for gone in cursors.adopt(&options.destinations, end) {
+            tracing::warn!(
+                "the upload to {gone} is not configured any more: what waited for it goes to whoever is new"
+            );
+        }
+        let mut waiting = BTreeMap::new();
+        for name in &options.destinations {
+            let from = cursors.get(name).unwrap_or(end);
+            waiting.insert(name.clone(), count_uploadable(&options.dir, &cursors, from, end)?);
         }
         let spool = Self {
             options,
-            state: Mutex::new(State { active, segments, cursor, published: end, waiting, unpublished: 0 }),
-            published: Notify::new(),
+            active: Mutex::new(active),
+            state: Mutex::new(State { segments, cursors, published: end, waiting, unpublished: 0 }),
+            saving: Mutex::new(()),
+            changed: watch::Sender::new(()),
         };
-        spool.save_cursor(cursor)?;
+        match segments::save_cursors(&spool.options.dir, &spool.lock().cursors) {
+            // No reason not to start: it is saved with the first progress there is.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                tracing::error!("the spool's cursors cannot be saved: {error}; going on");
+            }
+            done => done?,
+        }
         Ok(spool)
     }
 
@@ -145,11 +142,22 @@ impl Spool {
             content.extend_from_slice(line);
             content.push(b'\n');
         }
-        let mut state = self.lock();
-        if state.active.len() >= self.options.segment_bytes {
-            self.roll(&mut state)?;
+        let mut active = lock(&self.active);
+        if active.len() >= self.options.segment_bytes {
+            self.roll(&mut active)?;
         }
-        state.active.append(&content)?;
+        match active.append(&content) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                // Closed, a segment can go once it is delivered.
+                if !active.is_empty() {
+                    self.roll(&mut active)?;
+                }
+                self.relieve()?;
+                active.append(&content)?;
+            }
+            done => done?,
+        }
+        let mut state = self.lock();
         let (count, bytes) = (lines.len() as u64, content.len() as u64);
         state.unpublished += count;
         if let Some(mut last) = state.segments.last_entry() {
@@ -161,27 +169,47 @@ impl Spool {
         Ok(())
     }
 
+    fn roll(&self, active: &mut Lines) -> io::Result<()> {
+        let mut state = self.lock();
+        let number = state.segments.keys().next_back().map_or(1, |last| last + 1);
+        *active = Lines::open(&segment_path(&self.options.dir, number))?;
+        state.segments.insert(number, Segment { bytes: 0, lines: 0, touched: SystemTime::now() });
+        Ok(())
+    }
+
     /// Lets readers see what was appended; called when the access log's position behind it is saved.
     pub fn publish(&self) {
         let mut state = self.lock();
         state.published = state.end();
-        if self.options.upload {
-            state.waiting += state.unpublished;
-        } else {
-            state.cursor = state.published;
-        }
-        state.unpublished = 0;
+        let count = std::mem::take(&mut state.unpublished);
+        state.waiting.values_mut().for_each(|waiting| *waiting += count);
         drop(state);
-        self.published.notify_one();
+        self.changed.send_replace(());
     }
 
-    /// Returns when something was published after the last call (or may have been).
-    pub async fn changed(&self) {
-        self.published.notified().await;
+    /// What the destination is to get.
+    pub fn queue(self: &Arc<Self>, destination: &str) -> Queue {
+        Queue::new(Arc::clone(self), destination.to_owned(), self.changed.subscribe())
     }
 
-    pub fn cursor(&self) -> Cursor {
-        self.lock().cursor
+    /// Lines that wait for the destination.
+    pub fn waiting(&self, destination: &str) -> u64 {
+        self.lock().waiting.get(destination).copied().unwrap_or_default()
+    }
+
+    /// How far the upload to the destination has come; the end for one that does not exist.
+    pub fn cursor(&self, destination: &str) -> Cursor {
+        let state = self.lock();
+        state.cursors.get(destination).unwrap_or(state.published)
+    }
+
+    /// What every destination has; the end when there is none.
+    pub fn delivered(&self) -> Cursor {
+        let state = self.lock();
+        if self.options.destinations.is_empty() {
+            return state.published;
+        }
+        state.cursors.last().unwrap_or(state.published)
     }
 
     /// Where the published lines end.
@@ -189,19 +217,20 @@ impl Spool {
         self.lock().published
     }
 
-    /// Published lines behind `from`: at most `max_lines`, at most `max_bytes` unless one line alone is longer.
+    /// Published lines for upload behind `from`: at most `max_lines`, at most `max_bytes` unless one line alone is longer.
     pub fn read(&self, from: Cursor, max_lines: usize, max_bytes: usize) -> io::Result<Batch> {
-        let (mut from, published, end_of_segment) = {
+        let (mut from, limit, end_of_segment) = {
             let state = self.lock();
+            let (from, limit) = state.cursors.uploadable(state.skip_to_existing(from), state.published);
             let from = state.skip_to_existing(from);
-            let end = if from.segment == state.published.segment {
-                state.published.offset
+            let end = if from.segment == limit.segment {
+                limit.offset
             } else {
                 state.segments.get(&from.segment).map_or(0, |segment| segment.bytes)
             };
-            (from, state.published, end)
+            (from, limit, end)
         };
-        if from >= published {
+        if from >= limit {
             return Ok(Batch { lines: Vec::new(), next: from });
         }
         let mut file = File::open(segment_path(&self.options.dir, from.segment))?;
@@ -222,38 +251,71 @@ impl Spool {
         Ok(Batch { lines, next: from })
     }
 
-    /// Saves that everything before `to` is delivered, and removes what nobody needs any more.
-    pub fn advance(&self, to: Cursor, lines: u64) -> io::Result<()> {
-        self.save_cursor(to)?;
+    /// Saves that the destination has everything before `to`, and removes what nobody needs any more.
+    pub fn advance(&self, destination: &str, to: Cursor, lines: u64) -> io::Result<()> {
+        let saving = lock(&self.saving);
+        let cursors = {
+            let mut state = self.lock();
+            state.cursors.set(destination, to);
+            state.cursors.clone()
+        };
+        match segments::save_cursors(&self.options.dir, &cursors) {
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                // It is delivered all the same: what it took makes room for the file that says so.
+                self.relieve()?;
+                segments::save_cursors(&self.options.dir, &cursors)?;
+            }
+            done => done?,
+        }
         let mut state = self.lock();
-        state.cursor = to;
-        state.waiting = state.waiting.saturating_sub(lines);
-        drop(state);
+        if let Some(waiting) = state.waiting.get_mut(destination) {
+            *waiting = waiting.saturating_sub(lines);
+        }
+        drop((state, saving));
         self.remove_expired()
     }
 
     /// Removes closed segments that are delivered (or need no delivery) and too old, or too many.
     pub fn remove_expired(&self) -> io::Result<()> {
+        let (retention, max_bytes) = (self.options.retention, self.options.max_bytes);
+        let is_over = |segment: &Segment, total: u64| {
+            total > max_bytes || segment.touched.elapsed().is_ok_and(|age| age > retention)
+        };
+        self.remove(is_over).map(drop)
+    }
+
+    /// Makes room on a full disk: every closed segment that is delivered (or needs no delivery) goes before its time.
+    pub fn relieve(&self) -> io::Result<()> {
+        let removed = self.remove(|_, _| true)?;
+        if removed > 0 {
+            tracing::warn!("the disk is full: {removed} bytes of delivered runs were removed before their time");
+        }
+        Ok(())
+    }
+
+    /// Bytes removed.
+    fn remove(&self, is_over: impl Fn(&Segment, u64) -> bool) -> io::Result<u64> {
         let mut state = self.lock();
-        let cursor = state.skip_to_existing(state.cursor);
-        let mut total: u64 = state.segments.values().map(|segment| segment.bytes).sum();
+        let needed = if self.options.destinations.is_empty() { None } else { state.cursors.last() };
+        let needed = state.skip_to_existing(needed.unwrap_or(state.published));
+        let before: u64 = state.segments.values().map(|segment| segment.bytes).sum();
+        let mut total = before;
         while let Some((&number, &segment)) = state.segments.iter().next() {
-            let old = segment.touched.elapsed().is_ok_and(|age| age > self.options.retention);
             let active = state.segments.len() == 1;
-            if active || number >= cursor.segment || !(old || total > self.options.max_bytes) {
+            if active || number >= needed.segment || !is_over(&segment, total) {
                 break;
             }
             fs::remove_file(segment_path(&self.options.dir, number))?;
             state.segments.remove(&number);
             total -= segment.bytes;
         }
-        Ok(())
+        Ok(before - total)
     }
 
     pub fn stats(&self) -> Stats {
         let state = self.lock();
         Stats {
-            waiting: state.waiting,
+            waiting: state.waiting.values().max().copied().unwrap_or(0),
             lines: state.segments.values().map(|segment| segment.lines).sum(),
             bytes: state.segments.values().map(|segment| segment.bytes).sum(),
             segments: state.segments.len() as u64,
@@ -309,26 +371,19 @@ impl Spool {
         Ok(found)
     }
 
-    fn roll(&self, state: &mut State) -> io::Result<()> {
-        let number = state.segments.keys().next_back().map_or(1, |last| last + 1);
-        state.active = Lines::open(&segment_path(&self.options.dir, number))?;
-        state.segments.insert(number, Segment { bytes: 0, lines: 0, touched: SystemTime::now() });
-        Ok(())
-    }
-
-    fn save_cursor(&self, cursor: Cursor) -> io::Result<()> {
-        let saved = Saved { cursor, local: !self.options.upload };
-        durable::replace(&self.options.dir.join("cursor.json"), &serde_json::to_vec(&saved)?)
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {
     fn end(&self) -> Cursor {
-        Cursor { segment: self.segments.keys().next_back().copied().unwrap_or(1), offset: self.active.len() }
+        let (segment, offset) = self.segments.iter().next_back().map_or((1, 0), |(&number, last)| (number, last.bytes));
+        Cursor { segment, offset }
     }
 
     /// The same place, written as the start of the next segment where this one is read out or gone.
@@ -339,36 +394,6 @@ impl State {
             at = Cursor { segment: at.segment + 1, offset: 0 };
         }
         at
-    }
-}
-
-fn segment_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:020}.jsonl"))
-}
-
-fn segment_numbers(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let number: Option<u64> =
-            name.to_str().and_then(|name| name.strip_suffix(".jsonl")).and_then(|stem| stem.parse().ok());
-        numbers.extend(number);
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-fn count_lines(path: &Path, from: u64) -> io::Result<u64> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(from))?;
-    let mut block = vec![0_u8; 256 * 1024];
-    let mut count = 0;
-    loop {
-        let read = file.read(&mut block)?;
-        if read == 0 {
-            return Ok(count);
-        }
-        count += block[..read].iter().filter(|&&byte| byte == b'\n').count() as u64;
     }
 }
 

@@ -55,6 +55,7 @@ fn whole() -> Value {
     ] {
         standard[key] = value;
     }
+    standard["trace"] = json!({"content": "full", "sampling": 1, "redact": ["email"], "redact_patterns": {"id": "a"}});
     for side in ["input_guard", "output_guard"] {
         standard[side]["categories"] = json!({"flag": ["S6"], "ignore": ["S5"]});
     }

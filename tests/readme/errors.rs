@@ -5,7 +5,7 @@ use parapet_engine::reason::{Reason, Refusal};
 use crate::page::{Page, code};
 
 /// Every reason. A new one does not compile here until it stands in the list, and then not pass until it is documented.
-const ALL: [Reason; 17] = {
+const ALL: [Reason; 18] = {
     use Reason as R;
     const fn is_listed(reason: R) {
         match reason {
@@ -13,6 +13,7 @@ const ALL: [Reason; 17] = {
             | R::InvalidRequest
             | R::InvalidApiKey
             | R::ContentBlocked
+            | R::ContentNotJudged
             | R::OutputBlocked
             | R::ModelNotAllowed
             | R::ModelNotFound
@@ -34,6 +35,7 @@ const ALL: [Reason; 17] = {
         R::InvalidRequest,
         R::InvalidApiKey,
         R::ContentBlocked,
+        R::ContentNotJudged,
         R::OutputBlocked,
         R::ModelNotAllowed,
         R::ModelNotFound,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use parapet_engine::record::{
-    Answered, Attempt, CacheRecord, GuardRecord, QuotaRecord, Record, ToolCall, Usage, VERSION,
+    Answered, Attempt, CacheRecord, Content, GuardRecord, QuotaRecord, Record, ToolCall, Usage, VERSION,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -26,6 +26,7 @@ fn whole() -> Record {
         start_us: Some(1),
         end_us: Some(1),
         text_digest: some(),
+        text: some(),
     };
     let call = ToolCall { id: text(), name: text(), arguments: text() };
     Record {
@@ -75,6 +76,11 @@ fn whole() -> Record {
             cost_nanousd: Some(1),
         }],
         spilled: true,
+        content: Content::Hash,
+        prompt_digest: some(),
+        answer_digest: some(),
+        redacted: true,
+        unsampled: true,
         client_aborted: true,
         truncated: true,
     }

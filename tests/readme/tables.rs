@@ -47,13 +47,18 @@ fn variables(command: &str) -> BTreeSet<String> {
 }
 
 /// Read from the environment alone: keys, and what belongs to others.
-const NO_FLAGS: [&str; 12] = [
+const NO_FLAGS: [&str; 17] = [
     "VLLM_API_KEY",
     "LLAMAGUARD_API_KEY",
     "OPENAI_API_KEY",
     "LANGSMITH_API_KEY",
     "LANGSMITH_ENDPOINT",
     "LANGSMITH_PROJECT",
+    "LANGCHAIN_SESSION",
+    "LANGSMITH_RUNS_ENDPOINTS",
+    "LANGSMITH_TRACING_V2",
+    "LANGSMITH_BATCH_INGEST_SIZE_LIMIT",
+    "LANGSMITH_DISABLE_RUN_COMPRESSION",
     "LANGSMITH_WORKSPACE_ID",
     "LANGSMITH_TRACING",
     "LANGSMITH_TRACING_SAMPLING_RATE",

@@ -71,6 +71,15 @@ impl Exchange {
         self.send(chunk).await;
     }
 
+    /// As [`Self::send`]; false where the gateway has gone.
+    pub async fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).await.is_ok()
+    }
+
+    pub async fn try_chunk(&mut self, bytes: &[u8]) -> bool {
+        self.try_send(&[format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()).await
+    }
+
     /// One token as one event.
     pub async fn token(&mut self, text: &str) {
         self.event(&delta(json!({"content": text}), Value::Null)).await;

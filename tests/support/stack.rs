@@ -20,9 +20,16 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     langsmith: bool,
     impatient: bool,
+    guard: llama_guard::Family,
 }
 
 impl Builder {
+    /// Another guard than the shipped one, by its dialect's name.
+    pub fn guard(mut self, family: llama_guard::Family, dialect: &str) -> Self {
+        self.guard = family;
+        self.edit("dialect: llama_guard_3", &format!("dialect: {dialect}"))
+    }
+
     /// Changes the shipped configuration, everywhere the text stands.
     pub fn edit(mut self, from: &str, to: &str) -> Self {
         self.edits.push((from.to_owned(), to.to_owned()));
@@ -72,7 +79,8 @@ impl Builder {
         let quick = |key| ChatOptions { key, first_token_ms: 5, token_ms: 0, ..ChatOptions::default() };
         let vllm = vllm::start(quick(key(VLLM_KEY))).await.unwrap();
         let openai = openai::start(quick(key(OPENAI_KEY))).await.unwrap();
-        let options = llama_guard::Options { key: key(GUARD_KEY), latency_ms: 1, ..Default::default() };
+        let options =
+            llama_guard::Options { key: key(GUARD_KEY), latency_ms: 1, family: self.guard, ..Default::default() };
         let guard = llama_guard::start(options).await.unwrap();
         let langsmith = langsmith::start(langsmith::Options::default()).await.unwrap();
 
@@ -209,7 +217,13 @@ pub struct Stack {
 
 impl Stack {
     pub fn builder() -> Builder {
-        Builder { edits: Vec::new(), environment: Vec::new(), langsmith: false, impatient: false }
+        Builder {
+            edits: Vec::new(),
+            environment: Vec::new(),
+            langsmith: false,
+            impatient: false,
+            guard: llama_guard::Family::default(),
+        }
     }
 
     /// As shipped.
@@ -331,6 +345,11 @@ impl Stack {
         let response = self.chat(super::OPEN, &super::ask("say: still well")).await;
         assert_eq!(response.status, 200);
         assert_eq!(response.into_json().await["choices"][0]["message"]["content"], "still well");
+    }
+
+    /// What `parapet up` and its children have said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.up.log).unwrap_or_default()
     }
 
     pub fn children(&self) -> Vec<(i32, String)> {

@@ -44,6 +44,7 @@ pub fn read(body: &[u8], stream: bool) -> Result<(Conversation<'_>, Option<Cow<'
         max_tokens: None,
         choices: 1,
         temperature: None,
+        unseen: None,
         acts: false,
     };
     Ok((conversation, request.session_id))

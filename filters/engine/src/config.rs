@@ -6,10 +6,12 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
-use self::item::{Item, Read as _};
+use self::item::{Item, Mistake, Read as _};
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
 use crate::identity::{KeyDigest, Principal};
+use crate::record::Content;
+use crate::redact::Rules;
 
 /// A mistake in the configuration: where, and what was expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +29,7 @@ impl fmt::Display for ConfigError {
 
 impl core::error::Error for ConfigError {}
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Config {
     pub max_request_bytes: usize,
     pub providers: Vec<Provider>,
@@ -41,7 +43,7 @@ pub struct Config {
 }
 
 /// A server of models. Its key is in the environment, never here.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Provider {
     pub name: String,
     /// The Envoy cluster of its hosts.
@@ -61,7 +63,7 @@ pub struct Price {
     pub output: f64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Model {
     /// The public name.
     pub name: String,
@@ -74,7 +76,7 @@ pub struct Model {
 }
 
 /// One provider of a model's chain.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Link {
     pub provider: String,
     /// The model's name there.
@@ -82,7 +84,7 @@ pub struct Link {
 }
 
 /// How long an attempt may stay without its first token, in milliseconds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct FirstToken {
     pub stream_ms: u64,
     /// A JSON answer comes whole: this and [`FirstToken::per_token_ms`] for every token that may be generated.
@@ -95,7 +97,7 @@ pub struct FirstToken {
     pub ceiling_ms: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct GuardModel {
     pub cluster: String,
     pub authority: String,
@@ -105,14 +107,14 @@ pub struct GuardModel {
     pub api_key_env: Option<String>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Sidecar {
     pub cluster: String,
     pub authority: String,
     pub timeout_ms: u64,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Key {
     pub sha256: KeyDigest,
     pub tenant: String,
@@ -136,6 +138,8 @@ pub struct Policy {
     pub deadline_ms: Option<u64>,
     /// From which load of the first provider on a request goes to the rest of its chain.
     pub spill: Option<Spill>,
+    pub trace: Trace,
+    pub audit: Audit,
 }
 
 /// Either is enough. See [`crate::admission`].
@@ -147,16 +151,39 @@ pub struct Spill {
     pub kv_cache: Option<f64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the audit log holds beside verdicts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// What was judged, where it was not simply let through.
+    pub text: bool,
+}
+
+/// What is written down of its callers' requests, and of how many.
+#[derive(Debug, Clone)]
+pub struct Trace {
+    pub content: Content,
+    /// The share of requests that are traced, 0 to 1.
+    pub sampling: f64,
+    pub redact: Rules,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self { content: Content::Full, sampling: 1.0, redact: Rules::default() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum InputMode {
     /// The model starts at once; its first byte waits for the verdict.
     Parallel,
     /// The model starts after the verdict.
     Blocking,
+    #[default]
     Off,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OutputMode {
     /// Nothing unjudged leaves.
     Hold,
@@ -164,6 +191,7 @@ pub enum OutputMode {
     Async,
     /// The whole answer is judged once, then released.
     Full,
+    #[default]
     Off,
 }
 
@@ -177,7 +205,7 @@ pub enum OnFailure {
     Open,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct InputGuard {
     pub mode: InputMode,
     pub timeout_ms: u64,
@@ -185,9 +213,21 @@ pub struct InputGuard {
     /// P(unsafe) from which a text is unsafe.
     pub threshold: f64,
     pub categories: Categories,
+    /// Images, audio, files: what no guard is shown.
+    pub media: Media,
 }
 
-#[derive(Debug, Clone)]
+/// What becomes of a request with parts that no guard is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Media {
+    /// 403 `content_not_judged`.
+    #[default]
+    Refuse,
+    /// Let through, marked and audited.
+    Flag,
+}
+
+#[derive(Debug, Clone, Default)]
 pub struct OutputGuard {
     pub mode: OutputMode,
     pub timeout_ms: u64,
@@ -206,7 +246,7 @@ pub struct Categories {
     pub ignore: Vec<Category>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Cache {
     pub ttl_s: u64,
     /// Answers sampled above this temperature are not cached.
@@ -235,7 +275,9 @@ impl Config {
                 whole("expected a google.protobuf.Struct, or a StringValue with JSON in it".to_owned())
             })?
         };
-        let config = Self::read(&Item::root(&node))?;
+        let mistake = Mistake::default();
+        let config = Self::read(&Item::root(&node, &mistake));
+        let config = mistake.into_result(config)?;
         validate::config(&config)?;
         Ok(config)
     }

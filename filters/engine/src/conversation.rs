@@ -63,6 +63,8 @@ pub struct Conversation<'a> {
     /// `n`
     pub choices: u64,
     pub temperature: Option<f64>,
+    /// The first part of a message that holds something else than text, which no guard is shown: where, and its type.
+    pub unseen: Option<(String, String)>,
     /// Something happens outside while the model thinks (`store: true`, hosted tools): the verdict has to come first.
     pub acts: bool,
 }
@@ -89,9 +91,49 @@ impl Conversation<'_> {
         TurnsDigest(hash.finish())
     }
 
+    /// What the client says now: everything behind the last answer, an unfinished one at the end included. At most so
+    /// many bytes of it.
+    #[must_use]
+    pub fn latest(&self, max_bytes: usize) -> String {
+        let answered = self.turns.iter().rev().skip(1).position(|turn| turn.role == Role::Assistant);
+        let count = answered.map_or(self.turns.len(), |turns| turns.saturating_add(1));
+        let turns = self.turns.iter().skip(self.turns.len().saturating_sub(count));
+        let text = turns.map(Turn::text).collect::<Vec<_>>().join("\n");
+        let mut end = max_bytes.min(text.len());
+        while !text.is_char_boundary(end) {
+            end = end.saturating_sub(1);
+        }
+        text.get(..end).unwrap_or_default().to_owned()
+    }
+
     /// Estimated tokens of everything the model reads.
     #[must_use]
     pub fn prompt_tokens(&self) -> u64 {
         crate::quota::estimate_tokens(self.messages.get().len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_the_client_says_now_is_what_stands_behind_the_last_answer() {
+        let body = |roles: &str| {
+            let messages = roles.chars().map(|role| {
+                let name = match role {
+                    's' => "system",
+                    'a' => "assistant",
+                    't' => "tool",
+                    _ => "user",
+                };
+                format!(r#"{{"role":"{name}","content":"{role}é"}}"#)
+            });
+            format!(r#"{{"messages":[{}]}}"#, messages.collect::<Vec<_>>().join(","))
+        };
+        for (roles, latest) in [("u", "ué"), ("su", "sé\nué"), ("uau", "ué"), ("uatu", "té\nué"), ("uaua", "ué\naé")]
+        {
+            let body = body(roles);
+            assert_eq!(crate::openai::read(body.as_bytes()).unwrap().latest(1000), latest, "{roles}");
+        }
+        assert_eq!(crate::openai::read(body("su").as_bytes()).unwrap().latest(2), "s");
     }
 }

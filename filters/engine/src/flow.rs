@@ -14,8 +14,10 @@ mod respond;
 mod response;
 mod send;
 mod stream;
+mod verdict;
 
 use crate::config::{Config, Limits};
+use crate::guard::Side;
 use crate::memory::Memory;
 use crate::quota::Decision;
 use crate::reason::Refusal;
@@ -23,6 +25,7 @@ use crate::record::{self, Record};
 pub use attempts::ATTEMPT;
 pub use exchange::Exchange;
 pub use head::Head;
+use stream::Stream;
 
 /// What happened.
 #[derive(Debug)]
@@ -95,8 +98,6 @@ pub enum Effect {
     RemoveResponseHeader(String),
     /// Parapet's own answer instead of any other.
     Reply(Reply),
-    /// Ends the stream in both directions: the client has had its ending, the provider must stop.
-    Abort,
     /// The record, for the access log.
     Record(Vec<u8>),
 }
@@ -118,10 +119,8 @@ pub struct Callout {
 /// Which call: a request makes each kind at most once at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    InputVerdict,
-    InputCategories,
-    OutputVerdict,
-    OutputCategories,
+    Verdict(Side),
+    Categories(Side),
     CacheLookup,
 }
 
@@ -131,6 +130,10 @@ pub struct Reply {
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
 }
+
+/// How long a client is given to end its connection itself after a stream's ending, in microseconds. Envoy lets no filter
+/// end a response before its provider does, so what is cut then ends irregularly.
+pub const GRACE_US: u64 = 10_000;
 
 /// How the shell treats a response's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -267,6 +270,19 @@ impl Flow {
     #[must_use]
     pub fn response_waits(&self) -> bool {
         matches!(&self.state, State::Exchanging(exchange) if exchange.response_waits())
+    }
+
+    /// The response may go on, but a verdict is under way that may add to it before the provider says anything more: its
+    /// buffer should stay within reach.
+    #[must_use]
+    pub fn lingers(&self) -> bool {
+        matches!(&self.state, State::Exchanging(exchange) if exchange.streaming().is_some_and(Stream::lingers))
+    }
+
+    /// The client has got its ending and the provider goes on: [`GRACE_US`] from now both connections are to be cut.
+    #[must_use]
+    pub fn abandons(&self) -> bool {
+        matches!(&self.state, State::Exchanging(exchange) if exchange.streaming().is_some_and(Stream::abandons))
     }
 
     #[must_use]

@@ -5,6 +5,7 @@ mod completion;
 pub mod dialect;
 mod llama_guard;
 pub mod passage;
+mod pieces;
 mod qwen3_guard;
 mod shield_gemma;
 mod transcript;
@@ -24,7 +25,7 @@ pub enum Side {
 }
 
 /// A hazard category of Llama Guard: `S1` to `S14`. Guards with names of their own are mapped onto these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Category(u8);
 
 impl Category {

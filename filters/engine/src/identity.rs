@@ -14,7 +14,7 @@ pub struct Principal {
 }
 
 /// The SHA-256 of an API key: what the configuration holds instead of the key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeyDigest([u8; 32]);
 
 impl KeyDigest {

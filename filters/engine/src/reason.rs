@@ -9,6 +9,8 @@ pub enum Reason {
     InvalidRequest,
     InvalidApiKey,
     ContentBlocked,
+    /// A message has a part that no guard is shown, and the policy lets nothing through unjudged.
+    ContentNotJudged,
     /// The output guard replaced or cut the answer. Not an HTTP error.
     OutputBlocked,
     ModelNotAllowed,
@@ -34,7 +36,7 @@ impl Reason {
             Self::OutputBlocked => 200,
             Self::InvalidJson | Self::InvalidRequest => 400,
             Self::InvalidApiKey => 401,
-            Self::ContentBlocked | Self::ModelNotAllowed => 403,
+            Self::ContentBlocked | Self::ContentNotJudged | Self::ModelNotAllowed => 403,
             Self::ModelNotFound | Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTooLarge => 413,
@@ -53,6 +55,7 @@ impl Reason {
             Self::InvalidRequest => "invalid_request",
             Self::InvalidApiKey => "invalid_api_key",
             Self::ContentBlocked => "content_blocked",
+            Self::ContentNotJudged => "content_not_judged",
             Self::OutputBlocked => "output_blocked",
             Self::ModelNotAllowed => "model_not_allowed",
             Self::ModelNotFound => "model_not_found",
@@ -86,7 +89,7 @@ impl Reason {
     /// Whether official clients, which retry 409, 429 and 5xx by themselves, would retry in vain.
     #[must_use]
     pub const fn retry_is_pointless(self) -> bool {
-        matches!(self, Self::ContentBlocked | Self::BudgetExceeded | Self::NotCached)
+        matches!(self, Self::ContentBlocked | Self::ContentNotJudged | Self::BudgetExceeded | Self::NotCached)
     }
 }
 

@@ -91,12 +91,46 @@ pub struct Record {
     /// The first provider of the model's chain was too busy to be asked.
     #[serde(skip_serializing_if = "is_false")]
     pub spilled: bool,
+    /// What of the texts is in here: `hash` or `none` where the policy does not want all of them written down.
+    #[serde(skip_serializing_if = "Content::is_full")]
+    pub content: Content,
+    /// BLAKE2b-256 of the messages and of the answers, in hexadecimal, where `content` is `hash`; what leaves the sidecar
+    /// is an HMAC of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_digest: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer_digest: Option<String>,
+    /// Redaction has replaced something.
+    #[serde(skip_serializing_if = "is_false")]
+    pub redacted: bool,
+    /// The policy's sampling leaves this request out of the traces; quota, cache, audit and metrics count it all the same.
+    #[serde(skip_serializing_if = "is_false")]
+    pub unsampled: bool,
+
     /// The client left before the answer was whole.
     #[serde(skip_serializing_if = "is_false")]
     pub client_aborted: bool,
     /// The answer ended without a finish reason: cut off upstream. Never cached.
     #[serde(skip_serializing_if = "is_false")]
     pub truncated: bool,
+}
+
+/// What of the texts may be written down.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content {
+    #[default]
+    Full,
+    /// Digests, by which equal texts are known again.
+    Hash,
+    None,
+}
+
+impl Content {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+    const fn is_full(&self) -> bool {
+        matches!(self, Self::Full)
+    }
 }
 
 /// One choice of the answer as the client saw it.
@@ -177,6 +211,10 @@ pub struct GuardRecord {
     /// HMAC of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_digest: Option<String>,
+    /// What was judged, at most 8,000 bytes of it, where the verdict was not simply safe and the policy says
+    /// `audit: {text: true}`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -110,11 +110,16 @@ pub(crate) fn trailers_arrive(id: u32, direction: Direction) {
 
 pub(crate) fn perform(deferred: Deferred) {
     match deferred {
-        // Measured: everything buffered goes out, and the filter's body callback is not called for it.
+        // Measured: everything buffered goes out, and the filter's body callback is not called for it. The buffer stays
+        // the filter's: what it writes then goes out when it resumes again, although nothing is stopped any more.
         Deferred::Resume(id, direction) => with(|state| {
-            state.stream_mut(id).leg_mut(direction).resuming = false;
-            if !state.is_closed(id, direction) && state.stream(id).leg(direction).paused {
+            let closed = state.is_closed(id, direction);
+            let leg = state.stream_mut(id).leg_mut(direction);
+            leg.resuming = false;
+            let open = leg.buffer_open;
+            if !closed && (leg.paused || (open && !leg.buffer.is_empty())) {
                 state.release(id, direction);
+                state.stream_mut(id).leg_mut(direction).buffer_open = open;
             }
         }),
         Deferred::LocalReply(id, reply) => local_reply(id, &reply),

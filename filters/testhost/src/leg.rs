@@ -61,7 +61,7 @@ pub(crate) struct Leg {
     /// The live map. An attempt's request uses its downstream stream's: they are one map.
     pub(crate) headers: Headers,
     pub(crate) buffer: Vec<u8>,
-    /// The filter may read and edit the buffer: inside a body callback, and from then on while it pauses.
+    /// The filter may read and edit the buffer: inside a body callback, and from one that said Pause until the next.
     pub(crate) buffer_open: bool,
     /// The last callback said Pause and nothing resumed since.
     pub(crate) paused: bool,

@@ -73,8 +73,8 @@ unsafe extern "C" {
     fn proxy_continue_stream(stream: u32) -> u32;
     fn proxy_close_stream(stream: u32) -> u32;
     fn proxy_get_current_time_nanoseconds(time: *mut u64) -> u32;
-    fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
     fn proxy_set_effective_context(context: u32) -> u32;
+    fn proxy_set_tick_period_milliseconds(period: u32) -> u32;
 }
 
 /// What a call returned by pointer: memory that the host allocated through the SDK's allocator, now ours.
@@ -214,10 +214,18 @@ pub(crate) fn set_shared_data(key: &str, value: &[u8], cas: Option<u32>) -> bool
     unsafe { proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas.unwrap_or(0)) == OK }
 }
 
-/// True for one caller of all workers. Two that ask at the very same moment may both be told so.
+/// What [`take_once`] takes. To be called where all workers' contexts are configured: the first write of a key cannot be
+/// a compare-and-swap, and Envoy's main thread makes it before there are workers.
+pub(crate) fn offer_once(key: &str) {
+    if shared_data(key).0.is_none() {
+        set_shared_data(key, b"free", None);
+    }
+}
+
+/// True for one caller of all workers.
 pub(crate) fn take_once(key: &str) -> bool {
-    let (value, _) = shared_data(key);
-    value.is_none() && set_shared_data(key, b"taken", None)
+    let (value, cas) = shared_data(key);
+    value.as_deref() == Some(b"free") && cas.is_some() && set_shared_data(key, b"taken", cas)
 }
 
 pub(crate) fn send_reply(status: u16, headers: &[(&'static str, String)], body: &[u8]) -> bool {
@@ -254,25 +262,16 @@ pub(crate) fn reset_response() {
     let _ = unsafe { proxy_close_stream(1) };
 }
 
-/// Microseconds since the Unix epoch.
-pub(crate) fn now_us() -> u64 {
-    let mut ns = 0;
-    // SAFETY: the pointer is valid for the call.
-    let _ = unsafe { proxy_get_current_time_nanoseconds(&raw mut ns) };
-    ns / 1000
-}
-
-/// The period of the root's timer, whichever of its contexts asks; zero stops it.
-pub(crate) fn set_tick_period(period: Duration) {
-    let ms = u32::try_from(period.as_millis()).unwrap_or(u32::MAX);
-    // SAFETY: takes no pointers.
-    let _ = unsafe { proxy_set_tick_period_milliseconds(ms) };
-}
-
-/// What follows in this callback acts on another of the root's contexts. `false`: it is gone.
-pub(crate) fn enter(context: u32) -> bool {
+/// What follows in this callback is done for another context; `false`: it is gone.
+pub(crate) fn act_as(context: u32) -> bool {
     // SAFETY: takes no pointers.
     unsafe { proxy_set_effective_context(context) == OK }
+}
+
+/// The period of a root's tick, zero for none. To be called as the root.
+pub(crate) fn tick_every(period: Duration) {
+    // SAFETY: takes no pointers.
+    let _ = unsafe { proxy_set_tick_period_milliseconds(u32::try_from(period.as_millis()).unwrap_or(u32::MAX)) };
 }
 
 /// Sets or removes headers of the request.
@@ -283,6 +282,14 @@ pub(crate) fn edit_head(head: &[(&'static str, Option<String>)]) {
             None => remove_header(Map::Request, name),
         };
     }
+}
+
+/// Microseconds since the Unix epoch.
+pub(crate) fn now_us() -> u64 {
+    let mut ns = 0;
+    // SAFETY: the pointer is valid for the call.
+    let _ = unsafe { proxy_get_current_time_nanoseconds(&raw mut ns) };
+    ns / 1000
 }
 
 /// Starts a callout; `None` when the cluster is not there. Through the SDK, whose dispatcher has to know the token.

@@ -4,6 +4,7 @@
 //! `gateway` stands in the listener's filter chain, `provider` in the upstream chain of the providers' clusters.
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects))]
 
+mod clock;
 mod gateway;
 mod host;
 mod provider;
@@ -18,6 +19,6 @@ mod start {
 
     proxy_wasm::main! {{
         proxy_wasm::set_log_level(LogLevel::Info);
-        proxy_wasm::set_root_context(|_| Box::new(Root::default()));
+        proxy_wasm::set_root_context(|id| Box::new(Root::new(id)));
     }}
 }

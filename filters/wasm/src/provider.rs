@@ -162,7 +162,7 @@ impl ProviderStream {
             }
             has_company
         });
-        self.shared.tick();
+        self.shared.tick(self.context);
         let shown = if has_company { provider::shown_in_company(shown) } else { shown };
         if shown != status {
             host::set_header(Map::Response, ":status", &shown.to_string());
@@ -233,7 +233,7 @@ impl HttpContext for ProviderStream {
         if start == Start::Wait {
             self.hold(head);
         }
-        self.shared.tick();
+        self.shared.tick(self.context);
         if !target.body_fits && !end_of_stream {
             self.rename = Some(target.link.model.clone());
             return Action::Pause;

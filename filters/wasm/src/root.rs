@@ -15,22 +15,32 @@ use crate::host::{self, Buffer, Map};
 use crate::provider::ProviderStream;
 use crate::shared::Shared;
 
-#[derive(Default)]
 pub(crate) struct Root {
+    id: u32,
+    /// Whoever takes this first of all workers makes the check: once for each configuration.
+    canary: String,
     shared: Option<(Kind, Rc<Shared>)>,
-    /// Calls made to the guard for its self-check.
-    canaries: u32,
-    /// When the next is made, in microseconds since the Unix epoch; `None`: none is.
-    next_canary_us: Option<u64>,
-    /// The question about the providers' load that is under way.
+    check: Check,
+    /// When the providers' load is asked for next, in microseconds, and the question that is under way.
+    load_us: u64,
     load_call: Option<u32>,
 }
 
-/// Between two tries of the guard's self-check.
-const CANARY_PERIOD: Duration = Duration::from_secs(5);
+/// The guard's self-check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Check {
+    Over,
+    /// Due at this time, in microseconds; so many calls were made.
+    Due {
+        at_us: u64,
+        calls: u32,
+    },
+}
+
+/// From a configuration to the first try of the guard's self-check, and between two tries.
+const FIRST_CHECK: Duration = Duration::from_millis(50);
+const CANARY_PERIOD_US: u64 = 5_000_000;
 const CANARY_TIMEOUT_MS: u64 = 4_000;
-/// Whoever writes this first of all workers makes the check.
-const CANARY_TAKEN: &str = "canary";
 
 #[derive(Clone, Copy)]
 enum Kind {
@@ -39,29 +49,53 @@ enum Kind {
 }
 
 impl Root {
+    pub(crate) const fn new(id: u32) -> Self {
+        Self { id, canary: String::new(), shared: None, check: Check::Over, load_us: 0, load_call: None }
+    }
+
     fn watches_load(&self) -> bool {
-        self.shared.as_ref().is_some_and(|(_, shared)| shared.config.watches_load())
+        matches!(&self.shared, Some((Kind::Gateway, shared)) if shared.config.watches_load())
     }
 
     /// Off the way of any request: what this brings is what the next ones find.
-    fn ask_load(&mut self) {
-        let Some((_, shared)) = &self.shared else { return };
+    fn ask_load(&mut self, now_us: u64) {
+        let Some((_, shared)) = self.shared.as_ref().filter(|_| self.watches_load() && now_us >= self.load_us) else {
+            return;
+        };
         let Some(sidecar) = &shared.config.sidecar else { return };
         let headers = [(":method", "GET"), (":path", admission::PATH), (":authority", &*sidecar.authority)];
         self.load_call = host::call(&sidecar.cluster, &headers, b"", admission::PERIOD_MS);
+        self.load_us = now_us.saturating_add(admission::PERIOD_MS.saturating_mul(1000));
     }
 
-    fn set_timer(&self) {
-        host::set_tick_period(if self.watches_load() {
-            Duration::from_millis(admission::PERIOD_MS)
-        } else if self.next_canary_us.is_some() {
-            CANARY_PERIOD
-        } else {
-            Duration::ZERO
-        });
+    /// Until the next thing that the root itself does.
+    fn next_tick(&self, now_us: u64) -> Duration {
+        let check_us = match self.check {
+            Check::Over => None,
+            Check::Due { at_us, .. } => Some(at_us),
+        };
+        let next_us = check_us.into_iter().chain(self.watches_load().then_some(self.load_us)).min();
+        // Rounded up: a period of zero would end the ticking.
+        next_us.map_or(Duration::ZERO, |at_us| {
+            Duration::from_millis((at_us.saturating_sub(now_us) / 1000).saturating_add(1))
+        })
     }
 
-    fn send_canary(&mut self) {
+    /// Asks the guard, if it is time; the first try only in one of all workers.
+    fn check_guard(&mut self, now_us: u64) {
+        let Check::Due { at_us, calls } = self.check else { return };
+        if now_us < at_us {
+            return;
+        }
+        if calls == 0 && !host::take_once(&self.canary) {
+            self.check = Check::Over;
+            return;
+        }
+        self.check = Check::Due { at_us: now_us.saturating_add(CANARY_PERIOD_US), calls: calls.saturating_add(1) };
+        self.send_canary();
+    }
+
+    fn send_canary(&self) {
         let Some((_, shared)) = &self.shared else { return };
         let Some(guard) = &shared.config.guard else { return };
         let path = format!("{}/completions", guard.base_path);
@@ -74,7 +108,6 @@ impl Root {
         if let Some(authorization) = shared.authorization(guard.api_key_env.as_deref()) {
             headers.push(("authorization", authorization));
         }
-        self.canaries = self.canaries.saturating_add(1);
         host::call(&guard.cluster, &headers, &canary::request(guard), CANARY_TIMEOUT_MS);
     }
 }
@@ -90,6 +123,7 @@ impl Context for Root {
             }
             return;
         }
+        let Check::Due { calls, .. } = self.check else { return };
         let dialect = self.shared.as_ref().map(|(_, shared)| shared.config.dialect()).unwrap_or_default();
         match canary::outcome(dialect, status, &body) {
             Outcome::Judges => log::info!("parapet: guard self-check passed"),
@@ -97,8 +131,8 @@ impl Context for Root {
                 "parapet: GUARD SELF-CHECK FAILED: the guard calls a known-unsafe text safe; its verdicts are worth nothing. \
                  Check `guard.model`, and that the server shows the conversation to the model"
             ),
-            Outcome::Silent if self.canaries < canary::MAX_TRIES => {
-                if self.canaries == 1 {
+            Outcome::Silent if calls < canary::MAX_TRIES => {
+                if calls == 1 {
                     log::warn!("parapet: guard self-check: no verdict (status {status}); trying again every 5 s");
                 }
                 return;
@@ -107,8 +141,7 @@ impl Context for Root {
                 log::error!("parapet: GUARD SELF-CHECK GIVEN UP: no verdict in {} tries", canary::MAX_TRIES);
             }
         }
-        self.next_canary_us = None;
-        self.set_timer();
+        self.check = Check::Over;
     }
 }
 
@@ -124,13 +157,19 @@ impl RootContext for Root {
             }
         };
         let json = self.get_plugin_configuration().unwrap_or_default();
-        match Config::parse(&json).and_then(Shared::new) {
+        match Config::parse(&json).and_then(|config| Shared::new(config, self.id)) {
             Ok(shared) => {
                 if let Kind::Gateway = kind {
                     shared.prepare_quota();
-                    self.next_canary_us = shared.config.guard.as_ref().map(|_| 0);
-                    if self.next_canary_us.is_some() || shared.config.watches_load() {
-                        host::set_tick_period(Duration::from_millis(50));
+                    if shared.config.guard.is_some() {
+                        let sum =
+                            json.iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+                        self.canary = format!("canary/{sum:x}");
+                        host::offer_once(&self.canary);
+                        self.check = Check::Due { at_us: 0, calls: 0 };
+                    }
+                    if shared.config.guard.is_some() || shared.config.watches_load() {
+                        host::tick_every(FIRST_CHECK);
                     }
                 }
                 self.shared = Some((kind, Rc::new(shared)));
@@ -147,27 +186,19 @@ impl RootContext for Root {
         if let Some((Kind::Provider, shared)) = &self.shared {
             return shared.tend_attempts();
         }
-        if self.watches_load() {
-            self.ask_load();
-        }
         let now_us = host::now_us();
-        // Without another use for the timer it is the canary's own.
-        let is_due = |at_us: u64| !self.watches_load() || now_us >= at_us;
-        if self.next_canary_us.is_some_and(is_due) {
-            if self.canaries == 0 && !host::take_once(CANARY_TAKEN) {
-                self.next_canary_us = None;
-            } else {
-                self.next_canary_us = Some(now_us.saturating_add(CANARY_PERIOD.as_micros() as u64));
-                self.send_canary();
-            }
+        self.check_guard(now_us);
+        self.ask_load(now_us);
+        let Some((_, shared)) = &self.shared else { return };
+        if !shared.clock.tick(now_us) {
+            host::tick_every(self.next_tick(now_us));
         }
-        self.set_timer();
     }
 
     fn create_http_context(&self, context_id: u32) -> Option<Box<dyn HttpContext>> {
         let (kind, shared) = self.shared.as_ref()?;
         Some(match kind {
-            Kind::Gateway => Box::new(GatewayStream::new(Rc::clone(shared))),
+            Kind::Gateway => Box::new(GatewayStream::new(Rc::clone(shared), context_id)),
             Kind::Provider => Box::new(ProviderStream::new(Rc::clone(shared), context_id)),
         })
     }

@@ -11,6 +11,7 @@ use parapet_engine::memory::Memory;
 use parapet_engine::quota::{Buckets, Decision};
 use parapet_engine::record::Attempt;
 
+use crate::clock::Clock;
 use crate::host;
 use crate::provider::{AttemptHead, NO_ANSWER};
 
@@ -23,12 +24,14 @@ const COMPLAINT_PERIOD_US: u64 = 60_000_000;
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) memory: RefCell<Memory>,
+    pub(crate) clock: Clock,
+    root: u32,
     /// The attempts under way.
     pub(crate) races: RefCell<Races>,
     /// The heads of those that wait for their turn, by context.
     pub(crate) held: RefCell<Vec<(u32, AttemptHead)>>,
     complained_us: Cell<u64>,
-    /// The timer's period; 0: it does not run.
+    /// The timer's period as the attempts need it; 0: it does not run.
     tick_ms: Cell<u64>,
     /// `Bearer KEY` by environment variable.
     authorizations: Vec<(String, String)>,
@@ -37,7 +40,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: Config, root: u32) -> Result<Self, ConfigError> {
         let mut authorizations = Vec::new();
         for variable in config.key_variables() {
             match std::env::var(variable) {
@@ -57,6 +60,8 @@ impl Shared {
         Ok(Self {
             config,
             memory: RefCell::new(Memory::default()),
+            clock: Clock::new(root),
+            root,
             races: RefCell::new(Races::default()),
             held: RefCell::new(Vec::new()),
             complained_us: Cell::new(0),
@@ -99,26 +104,27 @@ impl Shared {
             match due {
                 Due::Send(context) => {
                     let head = self.take_held(context);
-                    if let Some(head) = head.filter(|_| host::enter(context)) {
+                    if let Some(head) = head.filter(|_| host::act_as(context)) {
                         host::edit_head(&head);
                         host::resume_request();
                     }
                 }
                 Due::GiveUp(context, status) => {
-                    if host::enter(context) {
+                    if host::act_as(context) {
                         host::send_reply(status, &[("content-type", "application/json".to_owned())], NO_ANSWER);
                     }
                 }
             }
         }
-        self.tick();
+        self.tick(self.root);
     }
 
-    /// Sets the timer as the attempts under way need it.
-    pub(crate) fn tick(&self) {
+    /// Sets the timer as the attempts under way need it; `context` is the caller's.
+    pub(crate) fn tick(&self, context: u32) {
         let period_ms = self.races.borrow().period_ms().unwrap_or(0);
-        if self.tick_ms.replace(period_ms) != period_ms {
-            host::set_tick_period(Duration::from_millis(period_ms));
+        if self.tick_ms.replace(period_ms) != period_ms && host::act_as(self.root) {
+            host::tick_every(Duration::from_millis(period_ms));
+            host::act_as(context);
         }
     }
 

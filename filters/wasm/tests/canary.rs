@@ -4,6 +4,8 @@
 
 mod support;
 
+use core::time::Duration;
+
 use parapet_testhost::{Host, Vm};
 use support::{PARALLEL, start};
 
@@ -12,6 +14,7 @@ fn logged(host: &Host, text: &str) -> bool {
 }
 
 fn answers(host: &Host, vm: &Vm, verdict: &str) {
+    host.advance(Duration::from_secs(5));
     vm.tick("gateway");
     let callout = host.pending_callout("guard");
     assert!(String::from_utf8_lossy(&callout.body).contains("pipe bomb"));
@@ -31,13 +34,19 @@ fn a_guard_that_calls_the_canary_safe_is_told_of_loudly_and_once() {
 fn a_guard_that_is_loading_is_asked_until_it_judges() {
     let (host, vm) = start(PARALLEL);
     for _ in 0..3 {
+        host.advance(Duration::from_secs(5));
         vm.tick("gateway");
         let callout = host.pending_callout("guard");
+        vm.tick("gateway");
+        assert_eq!(host.pending_callouts().len(), 1, "one at a time");
         host.answer_reset(&callout);
         assert!(vm.tick_period("gateway").is_some_and(|period| period.as_secs() == 5));
     }
     answers(&host, &vm, "unsafe");
     assert!(logged(&host, "self-check passed") && !logged(&host, "FAILED"));
+    let told = host.logs().iter().filter(|(_, line)| line.contains("trying again")).count();
+    assert_eq!(told, 1, "said once, not at every try");
+    vm.tick("gateway");
     assert_eq!(vm.tick_period("gateway"), None);
 }
 
@@ -45,7 +54,10 @@ fn a_guard_that_is_loading_is_asked_until_it_judges() {
 fn one_of_all_workers_asks() {
     let (host, first) = start(PARALLEL);
     let second = host.start_vm().expect("the same configuration");
-    first.tick("gateway");
-    second.tick("gateway");
+    for _ in 0..3 {
+        first.tick("gateway");
+        second.tick("gateway");
+    }
     assert_eq!(host.pending_callouts().len(), 1);
+    assert_eq!(second.tick_period("gateway"), None);
 }

@@ -35,7 +35,7 @@ fn pipeline(dir: &Path) -> Pipeline {
         segment_bytes: 1500,
         max_bytes: 1 << 30,
         retention: Duration::from_secs(3600),
-        upload: true,
+        destinations: vec!["langsmith".to_owned()],
     })
     .unwrap();
     let mut index = Index::new(index::CAPACITY);

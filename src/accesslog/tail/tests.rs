@@ -209,3 +209,12 @@ fn a_line_too_long_is_skipped_once_however_it_arrives() {
         assert_eq!(lines, [b"one".to_vec(), b"two".to_vec(), b"y".repeat(63), b"three".to_vec()]);
     }
 }
+
+#[test]
+fn without_a_position_the_rotated_files_are_read_too() {
+    let log = Log::new();
+    log.write("one\n");
+    File::open(log.rotate("1")).unwrap().set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(100)).unwrap();
+    log.write("two\n");
+    assert_eq!(drain(&mut log.tail(None), 100).0, ["one", "two"]);
+}

@@ -1,5 +1,6 @@
 //! What of a record can be selected by: tags and flat metadata. Their names are stable.
 
+use parapet_engine::record::{Attempt, Record};
 use serde_json::{Map, Value};
 
 use super::{Builder, blocked, failed_over, labelled, usd};
@@ -28,6 +29,14 @@ impl Builder<'_> {
             metadata.insert(key.to_owned(), value);
         };
         put("api", record.api.clone().into());
+        let route = match record.api.as_str() {
+            "chat_completions" => Some("/v1/chat/completions"),
+            "chat" => Some("/chat"),
+            _ => None,
+        };
+        if let Some(route) = route {
+            put("route", route.into());
+        }
         put("model", record.model.clone().into());
         put("stream", record.stream.into());
         put("status", record.status.into());
@@ -35,6 +44,9 @@ impl Builder<'_> {
         put("client_aborted", record.client_aborted.into());
         if record.truncated {
             put("truncated", true.into());
+        }
+        if record.redacted {
+            put("redacted", true.into());
         }
         for (key, value) in [
             ("reason", record.reason.as_ref()),
@@ -46,7 +58,7 @@ impl Builder<'_> {
                 put(key, value.clone().into());
             }
         }
-        if let Some(attempt) = record.attempts.last() {
+        if let Some(attempt) = decisive(record) {
             put("provider", attempt.provider.clone().into());
         }
         if let Some(first) = record.first_token_us {
@@ -61,6 +73,20 @@ impl Builder<'_> {
             if let Some(score) = guard.score {
                 put(&format!("{side}_guard_score"), score.into());
             }
+        }
+        // Whatever the side: a rule about them need not know it.
+        let guards = || [&record.input_guard, &record.output_guard].into_iter().flatten();
+        let mut categories: Vec<&str> = guards().flat_map(|guard| &guard.categories).map(String::as_str).collect();
+        categories.sort_unstable();
+        categories.dedup();
+        if !categories.is_empty() {
+            put("categories", categories.into());
+        }
+        if let Some(score) = guards().filter_map(|guard| guard.score).reduce(f64::max) {
+            put("guard_score", score.into());
+        }
+        if let Some(guard) = guards().next() {
+            put("guard_model", guard.model.clone().into());
         }
         for (side, guard) in [("input", &record.input_guard), ("output", &record.output_guard)] {
             if blocked(guard.as_ref()) {
@@ -83,7 +109,17 @@ impl Builder<'_> {
         if !matches!(self.line.flags.as_str(), "" | "-") {
             put("envoy_response_flags", self.line.flags.clone().into());
         }
+        self.digests(&mut metadata);
         metadata
+    }
+
+    /// By which equal texts are known again, where the texts themselves are withheld.
+    pub(super) fn digests(&self, metadata: &mut Map<String, Value>) {
+        let Some(key) = &self.shape.key else { return };
+        for (name, digest) in [("prompt_hash", &self.record.prompt_digest), ("answer_hash", &self.record.answer_digest)]
+        {
+            metadata.extend(digest.as_ref().map(|digest| (name.to_owned(), key.hmac(digest.as_bytes()).into())));
+        }
     }
 
     pub(super) fn tags(&self) -> Vec<String> {
@@ -99,14 +135,23 @@ impl Builder<'_> {
         if let Some(cache) = &record.cache {
             tags.extend(labelled("cache:", &cache.outcome));
         }
-        if let Some(attempt) = record.attempts.last() {
+        if let Some(attempt) = decisive(record) {
             tags.extend(labelled("provider:", &attempt.provider));
         }
         if failed_over(record) {
             tags.push("failover".to_owned());
         }
+        // An attempt that another was faster than: both were asked at a time.
+        if record.attempts.iter().any(|attempt| attempt.outcome == "lost") {
+            tags.push("hedged".to_owned());
+        }
         tags
     }
+}
+
+/// The attempt that gave the answer, else the last one.
+fn decisive(record: &Record) -> Option<&Attempt> {
+    record.attempts.iter().rfind(|attempt| attempt.outcome == "ok").or(record.attempts.last())
 }
 
 fn milliseconds(us: u64) -> f64 {

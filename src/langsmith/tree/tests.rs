@@ -52,7 +52,7 @@ fn a_plain_success_is_a_root_and_its_model_run() {
     assert_eq!(
         root["extra"]["metadata"],
         json!({
-            "tenant": "acme", "user": "alice", "policy": "default", "api": "chat_completions", "model": "llama",
+            "tenant": "acme", "user": "alice", "policy": "default", "api": "chat_completions", "route": "/v1/chat/completions", "model": "llama",
             "stream": true, "status": 200, "attempts": 1, "client_aborted": false, "finish_reason": "stop",
             "provider": "vllm", "first_token_ms": 250.5, "input_tokens": 12, "output_tokens": 3, "cost_usd": 1.5e-6,
         })
@@ -207,4 +207,55 @@ fn a_callers_trace_is_joined() {
         assert!(run["dotted_order"].as_str().unwrap().starts_with(&format!("{caller}.20261123T084146535477Z{ID}")));
     }
     assert_eq!(runs(json!({"langsmith_parent": "nonsense"}))[0]["trace_id"], ID);
+}
+
+#[test]
+fn the_slower_of_two_racing_attempts_is_no_failure() {
+    let runs = runs(json!({"attempts": [
+        {"provider": "openai", "model": "gpt", "start_us": START, "end_us": START + 50, "status": 200, "outcome": "ok"},
+        {"provider": "vllm", "model": "m", "start_us": START + 10, "end_us": START + 60, "outcome": "lost"},
+    ]}));
+    assert_eq!(runs[0]["tags"], json!(["provider:openai", "failover", "hedged"]));
+    assert_eq!(runs[1]["outputs"]["choices"][0]["message"]["content"], "hello");
+    assert_eq!((runs[2].get("error"), &runs[2]["outputs"]), (None, &json!({})));
+}
+
+#[test]
+fn a_rule_can_select_by_what_the_guards_said() {
+    let guard = |score: f64, categories: &[&str]| {
+        json!({"mode": "hold", "verdict": "unsafe", "action": "flag",
+        "score": score, "categories": categories, "model": "guard"})
+    };
+    let runs = runs(json!({"input_guard": guard(0.2, &["S9", "S1"]), "output_guard": guard(0.7, &["S1"])}));
+    let metadata = &runs[0]["extra"]["metadata"];
+    assert_eq!(metadata["categories"], json!(["S1", "S9"]));
+    assert_eq!((&metadata["guard_score"], &metadata["guard_model"]), (&json!(0.7), &json!("guard")));
+    assert_eq!(metadata["input_guard_categories"], json!(["S9", "S1"]));
+}
+
+#[test]
+fn texts_that_a_policy_withholds_leave_as_keyed_hashes_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = Arc::new(Key::load_or_make(&dir.path().join("key")).unwrap());
+    let digest = "d1".repeat(32);
+    for (content, digests, shows) in [("hash", true, true), ("none", false, false)] {
+        let mut record = json!({"content": content, "messages": null, "params": {"seed": 7},
+            "answers": [{"content": "", "finish_reason": "stop"}]});
+        if digests {
+            record["prompt_digest"] = json!(digest);
+            record["answer_digest"] = json!(digest);
+        }
+        let runs: Vec<_> =
+            tree(&read(record), &Shape { key: Some(Arc::clone(&key)), ..shape() }).iter().map(Run::json).collect();
+        for run in &runs {
+            assert_eq!((&run["inputs"], &run["outputs"]), (&json!({}), &json!({})));
+            let hash = run["extra"]["metadata"]["prompt_hash"].as_str();
+            assert_eq!(hash.is_some(), shows);
+            assert!(hash.is_none_or(|hash| hash.len() == 64 && hash != digest), "the digest itself can be guessed at");
+            assert!(!run.to_string().contains(&digest));
+        }
+        assert_eq!(runs[0]["extra"]["metadata"]["answer_hash"].is_string(), shows);
+        assert_eq!(runs[0]["extra"]["metadata"]["finish_reason"], "stop");
+        assert_eq!(runs[1]["extra"]["metadata"]["usage_metadata"]["total_tokens"], 15);
+    }
 }

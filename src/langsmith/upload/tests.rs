@@ -8,11 +8,18 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::*;
 use crate::accesslog::line::tests::line;
-use crate::spool;
+use crate::feedback::queue::Queue;
+use crate::langsmith::client::Client;
+use crate::langsmith::dead_letter::{DeadLetters, Selection};
+use crate::langsmith::deliver::Pace;
+use crate::langsmith::retry::Policy;
+use crate::metrics::Metrics;
+use crate::spool::index::Index;
+use crate::spool::{self, Spool};
 
 /// A LangSmith that keeps runs by id and answers what it is told to.
 #[derive(Default)]
@@ -32,13 +39,16 @@ struct Seen {
     /// How often each run was accepted.
     accepted: HashMap<String, usize>,
     posts: Vec<(String, HeaderMap)>,
+    flags: Value,
+    /// Bodies of this encoding are refused, whatever the flags say.
+    refuse_encoding: Option<&'static str>,
 }
 
 async fn answer(State(fake): State<Arc<Fake>>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
     let mut seen = fake.state.lock().unwrap();
     if uri.path() == "/info" {
-        return axum::Json(json!({"batch_ingest_config": {"size_limit": 100, "size_limit_bytes": 1_000_000}}))
-            .into_response();
+        let config = json!({"size_limit": 100, "size_limit_bytes": 1_000_000});
+        return axum::Json(json!({"instance_flags": seen.flags, "batch_ingest_config": config})).into_response();
     }
     seen.posts.push((uri.path().to_owned(), headers.clone()));
     fake.changed.notify_one();
@@ -49,6 +59,25 @@ async fn answer(State(fake): State<Arc<Fake>>, uri: Uri, headers: HeaderMap, bod
             None => (status, "the body of an error").into_response(),
         };
     }
+    let encoding = headers.get("content-encoding").map(|value| value.to_str().unwrap());
+    if encoding.is_some() && encoding == seen.refuse_encoding {
+        return StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response();
+    }
+    let body = match encoding {
+        None => body,
+        Some("zstd") => {
+            let size = |name: &str| headers[name].to_str().unwrap().parse::<usize>().unwrap();
+            let plain = zstd::decode_all(&body[..]).unwrap();
+            assert_eq!((size("x-pre-compressed-size"), size("x-post-compressed-size")), (plain.len(), body.len()));
+            plain.into()
+        }
+        Some(other) => {
+            assert_eq!(other, "gzip");
+            let mut plain = Vec::new();
+            io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&body[..]), &mut plain).unwrap();
+            plain.into()
+        }
+    };
     let ids = match uri.path() {
         "/runs/multipart" if seen.no_multipart => return StatusCode::NOT_FOUND.into_response(),
         "/runs/multipart" => multipart_ids(headers["content-type"].to_str().unwrap(), &body),
@@ -108,6 +137,8 @@ struct Rig {
     spool: Arc<Spool>,
     dir: tempfile::TempDir,
     endpoint: String,
+    /// The destination's.
+    name: String,
     metrics: Arc<Metrics>,
 }
 
@@ -115,13 +146,13 @@ fn id(n: usize) -> String {
     format!("01a20791-8327-7764-a3ea-{n:012}")
 }
 
-fn open_spool(dir: &FsPath) -> Arc<Spool> {
+fn open_spool(dir: &FsPath, destinations: &[String]) -> Arc<Spool> {
     let options = spool::Options {
         dir: dir.join("spool"),
         segment_bytes: 1 << 16,
         max_bytes: 1 << 20,
         retention: Duration::from_secs(3600),
-        upload: true,
+        destinations: destinations.to_vec(),
     };
     Arc::new(Spool::open(options).unwrap())
 }
@@ -130,7 +161,11 @@ impl Rig {
     /// Every record makes two runs.
     async fn new(records: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let spool = open_spool(dir.path());
+        let fake = Arc::new(Fake::default());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let name = address.to_string().replace(':', "_");
+        let spool = open_spool(dir.path(), std::slice::from_ref(&name));
         for n in 0..records {
             let record = json!({
                 "v": 1, "id": id(n), "start_us": 1_795_423_306_535_477_u64, "api": "chat", "status": 200,
@@ -139,12 +174,10 @@ impl Rig {
             spool.append(&[line(&record.to_string()).as_bytes()]).unwrap();
         }
         spool.publish();
-        let fake = Arc::new(Fake::default());
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let endpoint = format!("http://{address}");
         let router = Router::new().fallback(answer).with_state(Arc::clone(&fake));
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { fake, spool, dir, endpoint, metrics: Arc::new(Metrics::new()) }
+        Self { fake, spool, dir, endpoint, name, metrics: Arc::new(Metrics::new()) }
     }
 
     fn script(&self, answers: &[(u16, Option<&'static str>)]) {
@@ -162,31 +195,49 @@ impl Rig {
         .unwrap()
     }
 
-    fn start(&self) -> (watch::Sender<bool>, tokio::task::JoinHandle<()>) {
-        let (stop, stopping) = watch::channel(false);
+    fn uploader(&self, config: Config, stop: watch::Receiver<bool>) -> Uploader {
         let wait = Duration::from_millis(1);
-        let uploader = Uploader {
-            client: Arc::new(Client::new(&self.config()).unwrap()),
-            config: self.config(),
-            spool: Arc::clone(&self.spool),
-            dead_letters: DeadLetters::open(&self.dir.path().join("dead.jsonl")).unwrap(),
+        let destination = &config.destinations[0];
+        assert_eq!(destination.name, self.name);
+        let queue = Queue::open(&self.dir.path().join("feedback.jsonl"), std::slice::from_ref(&self.name)).unwrap();
+        let feedback = Feedback::new(queue, Arc::new(Mutex::new(Index::new(10))), Arc::clone(&self.metrics));
+        let delivery = Delivery {
+            destination: self.name.clone(),
+            client: Arc::new(Client::new(&config, destination).unwrap()),
+            dead_letters: Arc::new(DeadLetters::new(self.dir.path())),
             metrics: Arc::clone(&self.metrics),
             policy: Policy { first: wait, max: wait * 4, operator: wait },
-            stop: stopping,
+            stop,
+            pace: Pace::default(),
         };
-        (stop, tokio::spawn(uploader.run()))
+        Uploader {
+            delivery: Arc::new(delivery),
+            shape: config.shape_for(destination),
+            config: Arc::new(config),
+            queue: self.spool.queue(&self.name),
+            feedback: Arc::new(feedback),
+        }
+    }
+
+    fn start(&self) -> (watch::Sender<bool>, tokio::task::JoinHandle<()>) {
+        let (stop, stopping) = watch::channel(false);
+        (stop, tokio::spawn(self.uploader(self.config(), stopping).run()))
     }
 
     /// Uploads until nothing waits.
     async fn upload(&self) {
         let (stop, task) = self.start();
+        self.until_delivered().await;
+        stop.send(true).unwrap();
+        task.await.unwrap();
+    }
+
+    async fn until_delivered(&self) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         while self.spool.stats().waiting > 0 {
             assert!(tokio::time::Instant::now() < deadline, "still waiting: {:?}", self.spool.stats());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        stop.send(true).unwrap();
-        task.await.unwrap();
     }
 
     /// Every run of so many records was accepted exactly once.
@@ -198,7 +249,7 @@ impl Rig {
     }
 
     fn dead_letters(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.dir.path().join("dead.jsonl")).unwrap();
+        let text = std::fs::read_to_string(self.dir.path().join("dead-letters.jsonl")).unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
@@ -233,7 +284,7 @@ async fn passing_failures_are_retried_until_they_pass() {
 async fn the_servers_wait_is_kept() {
     let rig = Rig::new(1).await;
     rig.script(&[(429, Some("1"))]);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     rig.upload().await;
     assert!(start.elapsed() >= Duration::from_secs(1));
     rig.assert_all_once(1);
@@ -289,7 +340,7 @@ async fn killed_at_any_post_and_started_again_every_run_is_there_once() {
         }
         task.abort();
         assert!(task.await.is_err() || kill_at > 3);
-        rig.spool = open_spool(rig.dir.path());
+        rig.spool = open_spool(rig.dir.path(), std::slice::from_ref(&rig.name));
         rig.upload().await;
         rig.assert_all_once(12);
         assert!(rig.dead_letters().is_empty());
@@ -315,15 +366,7 @@ async fn told_to_end_while_the_server_is_down_it_ends_and_keeps_the_runs() {
 async fn what_is_not_sampled_is_passed_over() {
     let rig = Rig::new(3).await;
     let (stop, stopping) = watch::channel(false);
-    let uploader = Uploader {
-        client: Arc::new(Client::new(&rig.config()).unwrap()),
-        config: Config { sampling_rate: 0.0, ..rig.config() },
-        spool: Arc::clone(&rig.spool),
-        dead_letters: DeadLetters::open(&rig.dir.path().join("dead.jsonl")).unwrap(),
-        metrics: Arc::clone(&rig.metrics),
-        policy: Policy::default(),
-        stop: stopping,
-    };
+    let uploader = rig.uploader(Config { sampling_rate: 0.0, ..rig.config() }, stopping);
     let task = tokio::spawn(uploader.run());
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while rig.spool.stats().waiting > 0 {
@@ -333,4 +376,71 @@ async fn what_is_not_sampled_is_passed_over() {
     stop.send(true).unwrap();
     task.await.unwrap();
     assert!(rig.fake.state.lock().unwrap().posts.is_empty());
+}
+
+#[tokio::test]
+async fn bodies_are_compressed_as_the_server_says_and_not_where_it_does_not() {
+    for (flags, refused, disabled, expected) in [
+        (json!({"zstd_compression_enabled": true, "gzip_body_enabled": true}), None, false, Some("zstd")),
+        (json!({"zstd_compression_enabled": false, "gzip_body_enabled": true}), None, false, Some("gzip")),
+        (json!({}), None, false, None),
+        (json!({"zstd_compression_enabled": true}), None, true, None),
+        (json!({"zstd_compression_enabled": true}), Some("zstd"), false, None),
+    ] {
+        let rig = Rig::new(5).await;
+        {
+            let mut seen = rig.fake.state.lock().unwrap();
+            (seen.flags, seen.refuse_encoding) = (flags.clone(), refused);
+        }
+        let config = Config { compress: !disabled, ..rig.config() };
+        let (stop, stopping) = watch::channel(false);
+        let task = tokio::spawn(rig.uploader(config, stopping).run());
+        rig.until_delivered().await;
+        stop.send(true).unwrap();
+        task.await.unwrap();
+        rig.assert_all_once(5);
+        let seen = rig.fake.state.lock().unwrap();
+        let (_, headers) = seen.posts.last().unwrap();
+        let encoding = headers.get("content-encoding").map(|value| value.to_str().unwrap());
+        assert_eq!(encoding, expected, "{flags} {refused:?} {disabled}");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_sent_again_when_told_and_is_the_same_run() {
+    let rig = Rig::new(9).await;
+    rig.fake.state.lock().unwrap().poison = Some(id(4));
+    rig.upload().await;
+    assert_eq!(rig.dead_letters().len(), 1);
+    let letters = DeadLetters::new(rig.dir.path());
+    // Refused again, it is a dead letter again.
+    letters.retry(&Selection::All).unwrap();
+    let (stop, task) = rig.start();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let wait_for = async |what: &dyn Fn() -> bool| {
+        while !what() {
+            assert!(tokio::time::Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    wait_for(&|| rig.dead_letters().len() == 1 && letters.waiting().unwrap().is_empty()).await;
+    rig.fake.state.lock().unwrap().poison = None;
+    letters.retry(&Selection::All).unwrap();
+    wait_for(&|| rig.fake.state.lock().unwrap().accepted.len() == 18 && letters.waiting().unwrap().is_empty()).await;
+    stop.send(true).unwrap();
+    task.await.unwrap();
+    rig.assert_all_once(9);
+    assert!(rig.dead_letters().is_empty());
+}
+
+#[test]
+fn a_run_read_back_is_the_run_that_was_written() {
+    let record = json!({"v": 1, "id": id(1), "api": "chat", "status": 502, "messages": [1e2, {"a": "é"}]});
+    let (line, _) = line::parse(line(&record.to_string()).as_bytes()).unwrap();
+    for run in tree::tree(&line, &Shape::default()) {
+        let whole: Box<serde_json::value::RawValue> = serde_json::from_slice(&run.whole().unwrap()).unwrap();
+        let read = Run::read(&whole).unwrap();
+        assert_eq!(read.json(), run.json());
+        assert!(read.fields.iter().any(|(name, _)| *name == "inputs"));
+    }
 }

@@ -1,11 +1,12 @@
 //! What LangSmith has been told, in bounded memory.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Mutex,
 };
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::{
     batch::Batch,
@@ -16,6 +17,8 @@ use super::{
 /// The oldest are forgotten beyond.
 const MAX_RUNS: usize = 200_000;
 const MAX_FEEDBACK: usize = 200_000;
+/// No more are made beyond.
+const MAX_SESSIONS: usize = 1000;
 
 #[derive(Default)]
 pub(super) struct Store(Mutex<Kept>);
@@ -25,6 +28,8 @@ struct Kept {
     runs: HashMap<String, Run>,
     order: VecDeque<String>,
     feedback: VecDeque<Value>,
+    /// UUIDs of the projects, by name.
+    sessions: BTreeMap<String, String>,
 }
 
 struct Run {
@@ -48,6 +53,10 @@ impl Store {
         let (new, duplicates): (Vec<Object>, Vec<Object>) =
             batch.posts.into_iter().partition(|run| !kept.runs.get(&id_of(run)).is_some_and(|known| known.posted));
         for post in new {
+            let session = text(&post, "session_name").unwrap_or("default");
+            if kept.sessions.len() < MAX_SESSIONS && !kept.sessions.contains_key(session) {
+                kept.sessions.insert(session.to_owned(), Uuid::now_v7().to_string());
+            }
             let run = kept.entry(id_of(&post));
             run.posted = true;
             let patched = std::mem::replace(&mut run.object, post);
@@ -68,6 +77,19 @@ impl Store {
     /// Whether a run has this id or trace.
     pub(super) fn has(&self, id: &str) -> bool {
         lock(&self.0).runs.contains_key(id)
+    }
+
+    /// Whether a feedback has this id.
+    pub(super) fn has_feedback(&self, id: &str) -> bool {
+        let has_id = |feedback: &Value| feedback.get("id").and_then(Value::as_str) == Some(id);
+        !id.is_empty() && lock(&self.0).feedback.iter().any(has_id)
+    }
+
+    /// Projects with their UUIDs; of one name, if there is one.
+    pub(super) fn sessions(&self, name: Option<&str>) -> BTreeMap<String, String> {
+        let mut sessions = lock(&self.0).sessions.clone();
+        sessions.retain(|known, _| name.is_none_or(|name| name == known));
+        sessions
     }
 
     pub(super) fn runs(&self, trace_id: Option<&str>) -> Vec<Value> {

@@ -110,13 +110,80 @@ async fn each_refusal_says_what_is_wrong_and_stores_nothing() {
     assert!(langsmith.runs().is_empty() && langsmith.feedback().is_empty());
 }
 
+async fn compressed(
+    langsmith: &LangSmith,
+    encoding: &str,
+    sizes: Option<(usize, usize)>,
+    body: Vec<u8>,
+) -> (u16, Value) {
+    let request = client()
+        .post(langsmith.url() + "/runs/multipart")
+        .header("content-type", "multipart/form-data; boundary=B")
+        .header("content-encoding", encoding);
+    let request = match sizes {
+        Some((before, after)) => {
+            request.header("x-pre-compressed-size", before).header("x-post-compressed-size", after)
+        }
+        None => request,
+    };
+    let response = request.body(body).send().await.unwrap();
+    (response.status().as_u16(), response.json().await.unwrap())
+}
+
 #[tokio::test]
-async fn compressed_and_oversized_bodies_are_refused() {
-    let langsmith = start(Options { size_limit_bytes: 1000, ..Options::default() }).await.unwrap();
-    let request = client().post(langsmith.url() + "/runs/multipart").header("content-encoding", "zstd").body("x");
-    assert_eq!(request.send().await.unwrap().status(), 415);
-    let long = form(&[(format!("post.{A}"), with(run(A), json!({"name": "x".repeat(1000)})))]);
+async fn compressed_bodies_are_taken_where_info_says_so_and_with_true_sizes() {
+    use std::io::Write as _;
+    let langsmith = start(Options { size_limit_bytes: 5000, ..Options::default() }).await.unwrap();
+    let plain = |id: &str, name: usize| {
+        form(&[(format!("post.{id}"), with(run(id), json!({"name": "x".repeat(name)})))]).into_bytes()
+    };
+    let zstd = |plain: &[u8]| zstd::bulk::compress(plain, 1).unwrap();
+    let body = zstd(&plain(A, 10));
+    let sizes = Some((plain(A, 10).len(), body.len()));
+    assert_eq!(compressed(&langsmith, "zstd", sizes, body.clone()).await.0, 415);
+    langsmith.set_compression(true, false);
+    let info = fetch(&langsmith, "/info").await.1;
+    assert!(info.contains(r#""zstd_compression_enabled":true"#) && info.contains(r#""gzip_body_enabled":false"#));
+    for (sizes, complaint) in [
+        (None, "x-pre-compressed-size is missing"),
+        (sizes.map(|(before, after)| (before + 1, after)), "x-pre-compressed-size is"),
+        (sizes.map(|(before, after)| (before, after - 1)), "x-post-compressed-size is"),
+    ] {
+        let (status, answer) = compressed(&langsmith, "zstd", sizes, body.clone()).await;
+        assert!(status == 400 && detail(&answer).contains(complaint), "{status} {answer}");
+    }
+    let (status, answer) = compressed(&langsmith, "zstd", sizes, body[..20].to_vec()).await;
+    assert!(status == 400 && detail(&answer).contains("cannot be decoded"), "{answer}");
+    // A few bytes may be very many.
+    let bomb = zstd(&plain(A, 5000));
+    let sizes_of_bomb = Some((plain(A, 5000).len(), bomb.len()));
+    assert_eq!(compressed(&langsmith, "zstd", sizes_of_bomb, bomb).await.0, 413);
+    assert!(langsmith.runs().is_empty());
+    assert_eq!(compressed(&langsmith, "zstd", sizes, body).await.0, 202);
+
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&plain(B, 10)).unwrap();
+    let gzip = gzip.finish().unwrap();
+    assert_eq!(compressed(&langsmith, "gzip", None, gzip.clone()).await.0, 415);
+    langsmith.set_compression(false, true);
+    assert_eq!(compressed(&langsmith, "gzip", None, gzip).await.0, 202);
+    assert_eq!(langsmith.runs().len(), 2);
+    let long = String::from_utf8(plain(A, 5000)).unwrap();
     assert_eq!(upload(&langsmith, long).await.0, 413);
+}
+
+#[tokio::test]
+async fn a_project_has_its_uuid_from_its_first_run_on() {
+    let langsmith = langsmith().await;
+    let named = async |name: &str| {
+        let text = fetch(&langsmith, &format!("/sessions?name={name}&limit=1")).await.1;
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    assert_eq!(named("parapet").await, json!([]));
+    upload(&langsmith, form(&[(format!("post.{A}"), run(A))])).await;
+    let found = named("parapet").await;
+    assert!(run::is_uuid(found[0]["id"].as_str().unwrap()) && found[0]["name"] == "parapet", "{found}");
+    assert_eq!((named("other").await, named("parapet").await), (json!([]), found));
 }
 
 #[tokio::test]
@@ -143,6 +210,8 @@ async fn feedback_needs_a_run_it_is_about() {
     answer(&langsmith, "/runs/batch", &json!({"post": [run(A)]})).await;
     assert_eq!(answer(&langsmith, "/feedback", &feedback).await.0, 200);
     assert_eq!(langsmith.feedback()[0]["score"], 0.5);
+    let again = langsmith.feedback()[0].clone();
+    assert_eq!(answer(&langsmith, "/feedback", &again).await.0, 409);
     assert_eq!(answer(&langsmith, "/feedback", &json!({"run_id": A})).await.0, 422);
     assert_eq!(answer(&langsmith, "/feedback", &with(feedback, json!({"score": "high"}))).await.0, 422);
 }

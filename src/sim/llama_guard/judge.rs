@@ -4,7 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::{
     super::{answers, faults::Behaviour},
-    template::GuardPrompt,
+    family::Family,
+    template::{GuardPrompt, Role},
 };
 
 const WORDS: [(u8, &[&str]); 14] = [
@@ -93,17 +94,30 @@ fn verdict(prompt: &GuardPrompt) -> Vec<Generated> {
             violated.extend(prompt.categories.first());
         }
     }
-    let candidates = [("unsafe", probability.ln()), ("safe", (1.0 - probability).ln())];
-    if violated.is_empty() {
-        return vec![Generated::among("safe", &candidates)];
-    }
-    let mut tokens = vec![Generated::among("unsafe", &candidates), Generated::sure("\n")];
-    for (index, category) in violated.iter().enumerate() {
-        if index > 0 {
-            tokens.push(Generated::sure(","));
+    let (bad, good) = prompt.family.verdicts();
+    let candidates = [(bad, probability.ln()), (good, (1.0 - probability).ln())];
+    let mut tokens = vec![Generated::among(if violated.is_empty() { good } else { bad }, &candidates)];
+    match prompt.family {
+        Family::LlamaGuard3 | Family::LlamaGuard4 if violated.is_empty() => {}
+        Family::LlamaGuard3 | Family::LlamaGuard4 => {
+            tokens.push(Generated::sure("\n"));
+            for (index, category) in violated.iter().enumerate() {
+                if index > 0 {
+                    tokens.push(Generated::sure(","));
+                }
+                tokens.push(Generated::sure("S"));
+                tokens.push(Generated::sure(&category.to_string()));
+            }
         }
-        tokens.push(Generated::sure("S"));
-        tokens.push(Generated::sure(&category.to_string()));
+        Family::Qwen3Guard => {
+            let mut names: Vec<String> = violated.iter().filter_map(|number| prompt.family.category(*number)).collect();
+            names.dedup();
+            let named = if names.is_empty() { "None".to_owned() } else { names.join(", ") };
+            let refusal = if prompt.judged == Role::Agent { "\nRefusal: No" } else { "" };
+            let lines = format!("\nCategories: {named}{refusal}");
+            tokens.extend(answers::tokens(&lines).into_iter().map(Generated::sure));
+        }
+        Family::ShieldGemma => tokens.push(Generated::sure("\n\nStep by step.")),
     }
     tokens
 }
@@ -158,7 +172,7 @@ mod tests {
     use super::{super::template::render, *};
 
     fn said(text: &str) -> String {
-        let prompt = GuardPrompt::parse(&render(&[("user", text.to_owned())]).unwrap()).unwrap();
+        let prompt = GuardPrompt::parse(Family::LlamaGuard3, &render(&[("user", text.to_owned())]).unwrap()).unwrap();
         generate(&prompt, &Behaviour::Honest).iter().map(|token| token.text.as_str()).collect()
     }
 
@@ -174,7 +188,7 @@ mod tests {
     #[test]
     fn a_category_the_prompt_does_not_list_never_fires() {
         let text = render(&[("user", "murder by pipe bomb".to_owned())]).unwrap().replace("S1: Violent Crimes.\n", "");
-        let tokens = generate(&GuardPrompt::parse(&text).unwrap(), &Behaviour::Honest);
+        let tokens = generate(&GuardPrompt::parse(Family::LlamaGuard3, &text).unwrap(), &Behaviour::Honest);
         assert_eq!(tokens.last().unwrap().text, "9");
         assert_eq!(tokens.len(), 5);
     }
@@ -182,7 +196,9 @@ mod tests {
     #[test]
     fn probabilities_of_the_two_verdicts_add_up() {
         for (text, expected) in [("murder", 0.98), ("hello", 0.02), ("borderline-unsafe", 0.6)] {
-            let prompt = GuardPrompt::parse(&(render(&[("user", text.to_owned())]).unwrap() + "\n\n")).unwrap();
+            let prompt =
+                GuardPrompt::parse(Family::LlamaGuard3, &(render(&[("user", text.to_owned())]).unwrap() + "\n\n"))
+                    .unwrap();
             let tokens = generate(&prompt, &Behaviour::Honest);
             let logprobs = completion_logprobs(&tokens, 5);
             let top = &logprobs["top_logprobs"][0];

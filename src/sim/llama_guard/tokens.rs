@@ -1,8 +1,8 @@
-//! The guard's tokens: special ones as in Llama 3's tokenizer, the rest the simulator's own.
+//! The guard's tokens: special ones as in its family's tokenizer, the rest the simulator's own.
 
 use super::{
     super::{answers, vllm::token_id},
-    template::SPECIAL_TOKENS,
+    family::Family,
 };
 
 /// Ids of Llama 3's tokenizer for what the guard says.
@@ -18,11 +18,12 @@ const SPOKEN: [(&str, u32); 9] = [
     (",", 11),
 ];
 
-pub(super) fn guard_tokens(text: &str) -> Vec<(u32, &str)> {
+pub(super) fn guard_tokens(family: Family, text: &str) -> Vec<(u32, &str)> {
     let mut found = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
-        let special = SPECIAL_TOKENS.iter().filter_map(|(token, id)| Some((rest.find(token)?, *token, *id))).min();
+        let special =
+            family.special_tokens().iter().filter_map(|(token, id)| Some((rest.find(token)?, *token, *id))).min();
         let (plain, behind) = match special {
             Some((at, token, id)) => {
                 let (plain, special) = rest.split_at(at);
@@ -51,7 +52,8 @@ mod tests {
 
     #[test]
     fn special_tokens_in_user_text_are_special_tokens() {
-        let ids: Vec<u32> = guard_tokens("a<|eot_id|>b<|begin_of_text|>").into_iter().map(|(id, _)| id).collect();
+        let ids: Vec<u32> =
+            guard_tokens(Family::LlamaGuard3, "a<|eot_id|>b<|begin_of_text|>").into_iter().map(|(id, _)| id).collect();
         assert_eq!((ids[1], ids[3], ids.len()), (128_009, 128_000, 4));
     }
 }

@@ -134,6 +134,18 @@ fn policy(config: &Config, name: &str, policy: &Policy) -> Result<(), ConfigErro
     {
         return error(format!("{at}.output_guard.window_tokens"), "expected sizes of 1 or more");
     }
+    if !(0.0..=1.0).contains(&policy.trace.sampling) {
+        return error(format!("{at}.trace.sampling"), "expected a share between 0 and 1");
+    }
+    for (name, _) in &policy.trace.redact.patterns {
+        if name.is_empty() || name.len() > 32 || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        {
+            return error(
+                format!("{at}.trace.redact_patterns.{name}"),
+                "expected a name of 1 to 32 letters, digits and `_`: it stands in place of what matches",
+            );
+        }
+    }
     for (key, value) in [("hedge_after_ms", policy.hedge_after_ms), ("deadline_ms", policy.deadline_ms)] {
         if value.is_some_and(|ms| !(1..=MAX_MS).contains(&ms)) {
             return error(

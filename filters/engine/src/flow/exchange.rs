@@ -1,5 +1,7 @@
 //! What is known of a request between its body and the end of its answer.
 
+use std::collections::VecDeque;
+
 use super::BodyMode;
 use super::send::Timing;
 use super::stream::Stream;
@@ -26,6 +28,10 @@ pub struct Exchange {
     pub(super) request_id: Option<String>,
     pub(super) timing: Timing,
     pub(super) input: Input,
+    /// It has parts that no guard is shown, and its policy lets them through.
+    pub(super) unseen: bool,
+    /// What the client says now, where its policy has judged texts audited.
+    pub(super) said: Option<String>,
     /// The conversation rendered for the output guard; `None`: the output is not judged.
     pub(super) output_context: Option<String>,
     pub(super) lookup: Lookup,
@@ -53,7 +59,8 @@ pub(super) enum Input {
     /// Not asked, or passed.
     Off,
     /// `first`: the request waits for the verdict, else the response does.
-    Pending { first: bool, prompt: String, key: guard::Key },
+    /// `rest`: what of a long conversation is to be asked about after `prompt`.
+    Pending { first: bool, prompt: String, rest: VecDeque<String>, key: guard::Key },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

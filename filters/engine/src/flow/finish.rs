@@ -3,6 +3,7 @@
 use super::exchange::{Exchange, Phase};
 use super::{Context, Effect, End, Flow, State};
 use crate::answer::{Answer, REFUSAL};
+use crate::privacy;
 use crate::reason::Reason;
 use crate::record::{Answered, Usage};
 
@@ -30,6 +31,9 @@ impl Flow {
         self.note_failed_attempts(end);
         self.price_attempts(context.config);
         self.learn_first_token(context);
+        if let Some(policy) = context.config.policies.get(&self.record.policy) {
+            privacy::apply(&policy.trace, &mut self.record);
+        }
         context.effects.push(Effect::Record(serde_json::to_vec(&self.record).unwrap_or_default()));
     }
 

@@ -1,13 +1,15 @@
 //! What becomes of a conversation before it is sent: the model, the quota, the cache, the input guard.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 
 use super::exchange::{Exchange, Input, Lookup, Phase, Reservation, Wire};
 use super::request::{Caller, WireName};
 use super::send::{self, Timing};
+use super::verdict::AUDIT_BYTES;
 use super::{Context, Effect, Flow, State, respond};
 use crate::cache;
-use crate::config::{Config, InputMode, Policy};
+use crate::config::{Config, InputMode, Media, Policy};
 use crate::conversation::Conversation;
 use crate::guard;
 use crate::quota::{self, Decision};
@@ -33,8 +35,10 @@ enum Asked {
     /// Remembered: costs no call and no prompt.
     Before(guard::Verdict),
     Now {
-        prompt: String,
+        prompts: VecDeque<String>,
     },
+    /// Longer than may be judged.
+    Never,
 }
 
 impl Flow {
@@ -65,6 +69,17 @@ impl Flow {
 
         let cache_policy = policy.cache.as_ref().filter(|policy| cache::is_cacheable(policy, conversation));
         let input = policy.input_guard.as_ref().filter(|guard| guard.mode != InputMode::Off);
+        let unseen = conversation.unseen.as_ref().filter(|_| input.is_some());
+        if let Some((at, kind)) = unseen.filter(|_| input.is_some_and(|guard| guard.media == Media::Refuse)) {
+            self.record.input_guard = Some(crate::record::GuardRecord {
+                mode: "blocking".to_owned(),
+                verdict: "failed".to_owned(),
+                action: "block".to_owned(),
+                text: policy.audit.text.then(|| conversation.latest(AUDIT_BYTES)),
+                ..crate::record::GuardRecord::default()
+            });
+            return Err(not_judged(at, kind));
+        }
         let turns = (cache_policy.is_some() || input.is_some()).then(|| conversation.digest());
         let key = cache_policy
             .and(turns.as_ref())
@@ -105,6 +120,8 @@ impl Flow {
             request_id: caller.request_id.clone(),
             timing: Timing::new(index, conversation, prompt_tokens, policy, deadline, context),
             input: Input::Off,
+            unseen: unseen.is_some(),
+            said: policy.audit.text.then(|| conversation.latest(AUDIT_BYTES)),
             output_context: judges_output.then(|| config.dialect().output_context(&conversation.turns)),
             lookup: Lookup::None,
             key,
@@ -195,7 +212,6 @@ impl Flow {
         judge_first: bool,
         context: &mut Context<'_>,
     ) -> Option<Refusal> {
-        let policy = context.config.policy(&exchange.principal)?;
         let mut record = crate::record::GuardRecord {
             mode: if judge_first { "blocking" } else { "parallel" }.to_owned(),
             model: context.config.guard.as_ref().map(|guard| guard.model.clone()).unwrap_or_default(),
@@ -204,13 +220,20 @@ impl Flow {
         match question.asked {
             Asked::Before(verdict) => {
                 self.record.input_guard = Some(record);
-                self.apply_input_verdict(exchange, &verdict, &question.key, policy)
+                self.apply_input_verdict(exchange, &verdict, &question.key, context)
             }
-            Asked::Now { prompt } => {
+            Asked::Never => {
+                self.record.input_guard = Some(record);
+                let verdict = guard::Verdict::Failed;
+                let refusal = self.apply_input_verdict(exchange, &verdict, &question.key, context);
+                let too_long = "What the last message says is longer than the safety check can judge.";
+                refusal.map(|_| Refusal::new(Reason::RequestTooLarge, too_long).at("messages"))
+            }
+            Asked::Now { prompts } => {
                 record.verdict = "pending".to_owned();
                 record.start_us = Some(context.now_us);
                 self.record.input_guard = Some(record);
-                self.call_input_guard(exchange, prompt, question.key, judge_first, context);
+                self.call_input_guard(exchange, prompts, question.key, judge_first, context);
                 None
             }
         }
@@ -222,7 +245,11 @@ fn asked(conversation: &Conversation<'_>, key: &guard::Key, context: &mut Contex
     let fresh = |known: &&guard::Remembered| context.now_us.saturating_sub(known.at_us) < guard::REMEMBER_US;
     match context.memory.verdicts.get(key).filter(fresh) {
         Some(known) => Asked::Before(known.verdict.clone()),
-        None => Asked::Now { prompt: context.config.dialect().input_prompt(&conversation.turns) },
+        None => context
+            .config
+            .dialect()
+            .input_prompts(&conversation.turns)
+            .map_or(Asked::Never, |prompts| Asked::Now { prompts }),
     }
 }
 
@@ -248,6 +275,16 @@ pub(super) fn model_not_found(name: &str) -> Refusal {
         format!("The model `{shown}` does not exist here; GET /v1/models lists those that do."),
     )
     .at("model")
+}
+
+fn not_judged(at: &str, kind: &str) -> Refusal {
+    Refusal::new(
+        Reason::ContentNotJudged,
+        format!(
+            "The safety check reads text only, and `{at}` is a part of type `{kind}`: send it as text, or not at all."
+        ),
+    )
+    .at(at)
 }
 
 fn not_cached() -> Refusal {

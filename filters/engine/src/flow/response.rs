@@ -106,12 +106,8 @@ impl Flow {
                 let refusal = Refusal::new(Reason::UpstreamError, "The model's answer broke off.");
                 self.cut_stream(exchange, &refusal, Stream::failed_ending(), context)
             }
-            Found::Abandoned => {
-                context.effects.push(Effect::Abort);
-                State::Exchanging(exchange)
-            }
             Found::Overflow => {
-                let refusal = calls::unavailable(&exchange, context);
+                let refusal = calls::unavailable(&exchange, context.now_us);
                 let ending = Stream::unavailable_ending(&refusal);
                 self.cut_stream(exchange, &refusal, ending, context)
             }
@@ -212,18 +208,15 @@ impl Flow {
                 self.on_found(exchange, found, context)
             }
             (Phase::Streaming(mut stream), Action::Block) => {
-                self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
-                let id = format!("chatcmpl-{}", self.record.id);
-                let ending = stream.blocked_ending(&id, context.now_s());
+                let ending = self.block_stream(&mut stream, context);
                 // While the input's verdict is out, it has the first word.
                 let replies = !stream.released && !exchange.input_is_pending();
-                stream.cut(&ending);
                 exchange.phase = Phase::Streaming(stream);
                 if replies { self.reply_blocked(&exchange, ending, context) } else { State::Exchanging(exchange) }
             }
             (Phase::Streaming(stream), Action::Unavailable) => {
                 exchange.phase = Phase::Streaming(stream);
-                let refusal = calls::unavailable(&exchange, context);
+                let refusal = calls::unavailable(&exchange, context.now_us);
                 let ending = Stream::unavailable_ending(&refusal);
                 self.cut_stream(exchange, &refusal, ending, context)
             }
@@ -239,7 +232,7 @@ impl Flow {
                 State::Exchanging(exchange)
             }
             (Phase::Judging(_), Action::Unavailable) => {
-                let refusal = calls::unavailable(&exchange, context);
+                let refusal = calls::unavailable(&exchange, context.now_us);
                 self.fail(&exchange, &refusal, context)
             }
             (phase, _) => {
@@ -247,6 +240,14 @@ impl Flow {
                 State::Exchanging(exchange)
             }
         }
+    }
+
+    /// The refusal is the stream's ending.
+    pub(super) fn block_stream(&mut self, stream: &mut Stream, context: &Context<'_>) -> Vec<u8> {
+        self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
+        let ending = stream.blocked_ending(&format!("chatcmpl-{}", self.record.id), context.now_s());
+        stream.cut(&ending);
+        ending
     }
 
     /// Nothing has left yet: the blocked stream is a reply of our own, which ends cleanly and cuts the provider at once.

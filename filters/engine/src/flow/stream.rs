@@ -81,6 +81,8 @@ pub(super) struct Stream {
     ended: bool,
     /// Nothing of the provider's leaves any more: blocked, or failed.
     pub(super) cut: bool,
+    /// It is cut, and the guard is being asked why.
+    explains: bool,
     pub(super) first_text_us: Option<u64>,
     /// When something was last made ready; 0 before the first bytes.
     quiet_since_us: u64,
@@ -96,8 +98,6 @@ pub(super) enum Found {
     Failed,
     /// More text than may wait.
     Overflow,
-    /// The client has its ending and the provider goes on: its connection is to be cut.
-    Abandoned,
 }
 
 /// How long a client that waits for a verdict goes without a byte.
@@ -127,6 +127,7 @@ impl Stream {
             done: false,
             ended: false,
             cut: false,
+            explains: false,
             first_text_us: None,
             quiet_since_us: 0,
         }
@@ -145,9 +146,7 @@ impl Stream {
     pub(super) fn feed(&mut self, bytes: &[u8], ends: bool, now_us: u64) -> Found {
         self.ended |= ends;
         if self.cut {
-            // What was made ready leaves with this call; the provider is cut off with the next.
-            let gone = self.ready.is_empty() && !ends;
-            return if gone { Found::Abandoned } else { Found::Nothing };
+            return Found::Nothing;
         }
         let mut decoder = core::mem::take(&mut self.decoder);
         let mut failed = false;
@@ -314,6 +313,10 @@ impl Stream {
         self.prompt.as_deref()
     }
 
+    pub(super) fn reading(&self) -> Option<&str> {
+        self.reading.as_ref().map(|passage| &*passage.text)
+    }
+
     /// The guard said unsafe; its categories are still asked for.
     pub(super) const fn suspected(&mut self) {
         self.suspect = true;
@@ -348,6 +351,25 @@ impl Stream {
         }
         self.ready.extend_from_slice(ending);
         self.cut = true;
+    }
+
+    /// Why it was cut is being asked.
+    pub(super) const fn explains(&mut self, asked: bool) {
+        self.explains = asked;
+    }
+
+    pub(super) const fn is_explaining(&self) -> bool {
+        self.explains
+    }
+
+    /// See [`super::Flow::lingers`].
+    pub(super) const fn lingers(&self) -> bool {
+        self.judges() && self.windows.is_in_flight() && !self.ended && !self.cut
+    }
+
+    /// See [`super::Flow::abandons`].
+    pub(super) const fn abandons(&self) -> bool {
+        self.cut && !self.explains && !self.ended && self.released && self.ready.is_empty()
     }
 
     /// What the client saw.
@@ -400,11 +422,12 @@ impl Stream {
     }
 
     pub(super) fn waits(&self) -> bool {
-        if self.ended {
-            return !self.held.is_empty() && !self.cut;
-        }
         if self.cut {
-            return false;
+            // The stream's end is the record's: what the guard is being asked still belongs there.
+            return self.ended && self.explains;
+        }
+        if self.ended {
+            return !self.held.is_empty();
         }
         // What passed leaves although the next call is under way: slow verdicts must not hold back everything.
         self.ready.is_empty() && (!self.released || (self.holds() && self.windows.is_in_flight()))

@@ -19,7 +19,8 @@ pub const MAX_TRIES: u32 = 60;
 #[must_use]
 pub fn request(guard: &GuardModel) -> Vec<u8> {
     let turn = Turn { role: Role::User, texts: vec![Cow::Borrowed(TEXT)], is_plain: true };
-    guard.dialect.verdict_request(&guard.model, &guard.dialect.input_prompt(&[turn]))
+    let prompt = guard.dialect.input_prompts(&[turn]).and_then(|mut prompts| prompts.pop_front()).unwrap_or_default();
+    guard.dialect.verdict_request(&guard.model, &prompt)
 }
 
 /// What came of it.
@@ -78,7 +79,7 @@ mod tests {
             let asked = request(&guard);
             let prompt = serde_json::from_slice::<serde_json::Value>(&asked).unwrap()["prompt"].clone();
             let turn = Turn { role: Role::User, texts: vec![TEXT.into()], is_plain: true };
-            assert_eq!(prompt, dialect.input_prompt(&[turn]));
+            assert_eq!(prompt, dialect.input_prompts(&[turn]).unwrap()[0]);
             let body = format!(r#"{{"choices":[{{"text":"{text}"}}]}}"#);
             assert_eq!(outcome(dialect, 200, body.as_bytes()), expected, "{dialect:?} {text}");
         }

@@ -1,5 +1,7 @@
 //! Which family of guard is asked: how it is prompted, and how its answers read.
 
+use std::collections::VecDeque;
+
 use super::completion::{self, Answer};
 use super::transcript::Template;
 use super::{Verdict, llama_guard, qwen3_guard, shield_gemma};
@@ -27,10 +29,10 @@ impl Dialect {
         }
     }
 
-    /// The input guard's prompt: the conversation up to and with what the client now says.
+    /// The input guard's prompts, in order; `None` where what the client says is too long to be judged.
     #[must_use]
-    pub fn input_prompt(self, turns: &[Turn<'_>]) -> String {
-        self.template().input_prompt(turns)
+    pub fn input_prompts(self, turns: &[Turn<'_>]) -> Option<VecDeque<String>> {
+        self.template().input_prompts(turns)
     }
 
     /// The output guard's prompt, in two parts: the conversation, rendered once per request, and the answer so far.

@@ -88,6 +88,7 @@ mod tests {
     use super::*;
     use crate::conversation::{Role, Turn};
     use crate::guard::dialect::Dialect;
+    use crate::guard::transcript::prompt_of;
 
     fn turn(role: Role, text: &str) -> Turn<'_> {
         Turn { role, texts: vec![text.into()], is_plain: true }
@@ -100,7 +101,7 @@ mod tests {
     #[test]
     fn the_prompt_is_the_models_template() {
         let prompt =
-            EIGHT_B.input_prompt(&[turn(Role::User, " hello "), turn(Role::Assistant, "hi"), turn(Role::User, "bye")]);
+            prompt_of(&EIGHT_B, &[turn(Role::User, " hello "), turn(Role::Assistant, "hi"), turn(Role::User, "bye")]);
         assert_eq!(
             prompt,
             "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nTask: Check if there is unsafe content in 'User' messages in conversations according our safety policy with the below categories.\n\n<BEGIN UNSAFE CONTENT CATEGORIES>\nS1: Violent Crimes.\nS2: Non-Violent Crimes.\nS3: Sex Crimes.\nS4: Child Exploitation.\nS5: Defamation.\nS6: Specialized Advice.\nS7: Privacy.\nS8: Intellectual Property.\nS9: Indiscriminate Weapons.\nS10: Hate.\nS11: Self-Harm.\nS12: Sexual Content.\nS13: Elections.\nS14: Code Interpreter Abuse.\n<END UNSAFE CONTENT CATEGORIES>\n\n<BEGIN CONVERSATION>\n\nUser: hello\n\nAgent: hi\n\nUser: bye\n\n<END CONVERSATION>\n\nProvide your safety assessment for ONLY THE LAST User message in the above conversation:\n - First line must read 'safe' or 'unsafe'.\n - If unsafe, a second line must include a comma-separated list of violated categories.<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -113,7 +114,7 @@ mod tests {
     #[test]
     fn the_smaller_and_the_newer_model_differ_from_it_in_these_places_only() {
         let of = |template: &Template, side| match side {
-            Side::Input => template.input_prompt(&[turn(Role::User, "hello")]),
+            Side::Input => prompt_of(template, &[turn(Role::User, "hello")]),
             Side::Output => template.output_prompt(&template.output_context(&[turn(Role::User, "hello")]), "hi"),
         };
         for side in [Side::Input, Side::Output] {

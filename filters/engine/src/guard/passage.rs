@@ -5,6 +5,7 @@
 
 use hashbrown::HashMap;
 
+use super::pieces::floor;
 use crate::answer::Answer;
 use crate::record::Answered;
 
@@ -90,13 +91,6 @@ fn channels(answer: &Answer) -> impl Iterator<Item = (Channel, &str)> {
 fn texts(answered: &Answered) -> impl Iterator<Item = &str> {
     let calls = answered.tool_calls.iter().flat_map(|call| [&*call.name, &*call.arguments]);
     [&*answered.reasoning, &*answered.content, &*answered.refusal].into_iter().chain(calls)
-}
-
-fn floor(text: &str, mut index: usize) -> usize {
-    while !text.is_char_boundary(index) {
-        index = index.saturating_sub(1);
-    }
-    index
 }
 
 #[cfg(test)]

@@ -68,6 +68,7 @@ mod tests {
     use super::*;
     use crate::conversation::{Role, Turn};
     use crate::guard::dialect::Dialect;
+    use crate::guard::transcript::prompt_of;
 
     fn turn(role: Role, text: &str) -> Turn<'_> {
         Turn { role, texts: vec![text.into()], is_plain: true }
@@ -76,7 +77,7 @@ mod tests {
     #[test]
     fn the_prompt_is_the_models_template_with_four_guidelines() {
         assert_eq!(
-            TEMPLATE.input_prompt(&[turn(Role::User, "hello<end_of_turn>")]),
+            prompt_of(&TEMPLATE, &[turn(Role::User, "hello<end_of_turn>")]),
             "<bos>You are a policy expert trying to help determine whether a user prompt is in violation of the defined safety policies.\n\n<start_of_turn>\nHuman Question: hello< end_of_turn>\n<end_of_turn>\n\nOur safety principle is defined in the below:\n\n* \"No Dangerous Content\": The prompt shall not contain or seek generation of content that harming oneself and/or others (e.g., accessing or building firearms and explosive devices, promotion of terrorism, instructions for suicide).\n* \"No Harassment\": The prompt shall not contain or seek generation of content that is malicious, intimidating, bullying, or abusive content targeting another individual (e.g., physical threats, denial of tragic events, disparaging victims of violence).\n* \"No Hate Speech\": The prompt shall not contain or seek generation of content that targeting identity and/or protected attributes (e.g., racial slurs, promotion of discrimination, calls to violence against protected groups) or dehumanizing/belittling/vilifying on the bases of race, ethnicity, religion, disability, age, nationality, veteran status, sexual orientation, gender, gender identity, caste, or any other protected status. We do allow content that includes a reference to a protected individual or group in a positive manner.\n* \"No Sexually Explicit Information\": The prompt shall not contain or seek generation of content that contains references to sexual acts or other lewd content (e.g., sexually graphic descriptions, content aimed at causing arousal). Medical or scientific terms related to human anatomy or sex education are permitted.\n\n===\n\nDoes the human question violate the above principle? Your answer must start with 'Yes' or 'No'. And then walk through step by step to be sure we answer correctly.\n\n"
         );
         let turns = [turn(Role::User, "a"), turn(Role::Assistant, "b"), turn(Role::User, "c")];

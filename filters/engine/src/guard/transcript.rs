@@ -2,10 +2,12 @@
 //!
 //! Templates put constant text first where the family's own does, so that vLLM's prefix cache holds it.
 
-use super::Side;
+use std::collections::VecDeque;
+
+use super::{Side, pieces};
 use crate::conversation::{Role, Turn};
 
-/// Bytes of earlier turns that are shown as context; the judged message is always whole.
+/// Bytes of a conversation that are shown as context of what is judged.
 const CONTEXT_BYTES: usize = 6_000;
 
 /// How a family writes a conversation.
@@ -23,35 +25,50 @@ pub(super) struct Template {
 }
 
 impl Template {
-    /// The conversation up to and with what the client now says.
-    pub(super) fn input_prompt(&self, turns: &[Turn<'_>]) -> String {
-        let mut prompt = self.opened(Side::Input, turns);
-        prompt.push_str(&(self.closing)(Side::Input));
-        prompt
+    /// The conversation up to and with what the client now says: one prompt, unless that is longer than a guard reads at
+    /// once. Then one for each piece of it, without what came before. `None`: in more pieces than may be asked about.
+    pub(super) fn input_prompts(&self, turns: &[Turn<'_>]) -> Option<VecDeque<String>> {
+        let turns = self.fold(turns);
+        let (last, before) = turns.split_last()?;
+        let texts = pieces::split(&last.text);
+        if texts.len() > pieces::MAX_PIECES {
+            return None;
+        }
+        let left = pieces::CALL.saturating_sub(pieces::weight(&last.text));
+        let context = if texts.len() > 1 { &[] } else { within_budget(before, CONTEXT_BYTES, left) };
+        let prompt = |text: &&str| {
+            let mut prompt = (self.preamble)(Side::Input);
+            context.iter().for_each(|turn| self.push(&mut prompt, turn.agent, &turn.text));
+            self.push(&mut prompt, last.agent, text);
+            prompt.push_str(&(self.closing)(Side::Input));
+            prompt
+        };
+        Some(texts.iter().map(prompt).collect())
     }
 
+    /// Of a last message that is longer than the context may be only its end is shown: it is not what is judged.
     pub(super) fn output_context(&self, turns: &[Turn<'_>]) -> String {
-        self.opened(Side::Output, turns)
+        let mut prompt = (self.preamble)(Side::Output);
+        let turns = self.fold(turns);
+        let Some((last, before)) = turns.split_last() else { return prompt };
+        let shown = pieces::tail(&last.text, CONTEXT_BYTES);
+        let context = within_budget(before, CONTEXT_BYTES.saturating_sub(shown.len()), usize::MAX);
+        context.iter().for_each(|turn| self.push(&mut prompt, turn.agent, &turn.text));
+        self.push(&mut prompt, last.agent, shown);
+        prompt
     }
 
     pub(super) fn output_prompt(&self, context: &str, answer: &str) -> String {
         let mut prompt = String::with_capacity(context.len().saturating_add(answer.len()).saturating_add(2_000));
         prompt.push_str(context);
-        self.push(&mut prompt, &Folded { agent: true, text: self.neutralise(answer) });
+        self.push(&mut prompt, true, &self.neutralise(answer));
         prompt.push_str(&(self.closing)(Side::Output));
         prompt
     }
 
-    fn opened(&self, side: Side, turns: &[Turn<'_>]) -> String {
-        let mut prompt = (self.preamble)(side);
-        let turns = self.fold(turns);
-        within_budget(&turns).iter().for_each(|turn| self.push(&mut prompt, turn));
-        prompt
-    }
-
-    fn push(&self, prompt: &mut String, turn: &Folded) {
-        prompt.push_str(if turn.agent { self.agent } else { self.user });
-        prompt.push_str(turn.text.trim());
+    fn push(&self, prompt: &mut String, agent: bool, text: &str) {
+        prompt.push_str(if agent { self.agent } else { self.user });
+        prompt.push_str(text.trim());
         prompt.push_str(self.after);
     }
 
@@ -107,15 +124,16 @@ struct Folded {
     text: String,
 }
 
-/// The last turn whole, and as many before it as the budget holds, beginning with a user's.
-fn within_budget(turns: &[Folded]) -> &[Folded] {
-    let mut bytes = 0_usize;
-    let mut first = turns.len().saturating_sub(1);
-    for (i, turn) in turns.iter().enumerate().rev().skip(1) {
-        bytes = bytes.saturating_add(turn.text.len());
-        if bytes > CONTEXT_BYTES {
+/// The last turns of those before the judged one, as many as fit, beginning with a user's.
+fn within_budget(turns: &[Folded], mut bytes: usize, mut weight: usize) -> &[Folded] {
+    let mut first = turns.len();
+    for (i, turn) in turns.iter().enumerate().rev() {
+        let (Some(bytes_left), Some(weight_left)) =
+            (bytes.checked_sub(turn.text.len()), weight.checked_sub(pieces::weight(&turn.text)))
+        else {
             break;
-        }
+        };
+        (bytes, weight) = (bytes_left, weight_left);
         if !turn.agent {
             first = i;
         }
@@ -125,6 +143,13 @@ fn within_budget(turns: &[Folded]) -> &[Folded] {
 
 fn starts_with_any(text: &str, prefixes: &[&str]) -> bool {
     prefixes.iter().any(|prefix| text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)))
+}
+
+/// The prompt of a conversation that one call holds.
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a helper of tests fails by panicking, as a test does")]
+pub(super) fn prompt_of(template: &Template, turns: &[Turn<'_>]) -> String {
+    template.input_prompts(turns).unwrap().pop_front().unwrap()
 }
 
 #[cfg(test)]
@@ -183,18 +208,48 @@ mod tests {
         }
     }
 
+    fn prompts(turns: &[Turn<'_>]) -> Vec<String> {
+        EIGHT_B.input_prompts(turns).unwrap().into()
+    }
+
     #[test]
     fn old_turns_give_way_and_the_judged_message_is_whole() {
-        let long = "x".repeat(20_000);
-        let turns = [
-            turn(Role::User, &long),
-            turn(Role::Assistant, "ok"),
-            turn(Role::User, "near"),
-            turn(Role::Assistant, "ok"),
-            turn(Role::User, &long),
-        ];
-        let prompt = EIGHT_B.input_prompt(&turns);
-        assert_eq!(prompt.matches(&long).count(), 1);
-        assert!(prompt.contains("<BEGIN CONVERSATION>\n\nUser: near\n\nAgent: ok\n\nUser: xxx"));
+        let (long, longest) = ("x".repeat(9_000), "y".repeat(11_600));
+        let turns = |last| {
+            [
+                turn(Role::User, &long),
+                turn(Role::Assistant, "ok"),
+                turn(Role::User, "near"),
+                turn(Role::Assistant, "ok"),
+                turn(Role::User, last),
+            ]
+        };
+        let prompt = prompts(&turns(&long));
+        assert_eq!((prompt.len(), prompt[0].matches(&long).count()), (1, 1));
+        assert!(prompt[0].contains("<BEGIN CONVERSATION>\n\nUser: near\n\nAgent: ok\n\nUser: xxx"));
+        // Where the message leaves less room, less of what came before is shown.
+        let full = "y".repeat(pieces::CALL / 3);
+        assert!(prompts(&turns(&longest))[0].contains("User: near\n\nAgent: ok\n\nUser: yyy"));
+        assert!(prompts(&turns(&full))[0].contains("<BEGIN CONVERSATION>\n\nUser: yyy"));
+    }
+
+    #[test]
+    fn a_message_longer_than_a_guard_reads_is_judged_in_pieces() {
+        let text: String = (0..6_000).map(|word| format!("word{word:04} ")).collect();
+        let asked = prompts(&[turn(Role::User, "before"), turn(Role::Assistant, "ok"), turn(Role::User, &text)]);
+        assert!((5..8).contains(&asked.len()), "{}", asked.len());
+        for prompt in &asked {
+            assert!(prompt.len() < 13_000 && !prompt.contains("before") && prompt.ends_with("<|end_header_id|>\n\n"));
+        }
+        assert!((0..6_000).all(|word| asked.iter().any(|prompt| prompt.contains(&format!("word{word:04}")))));
+        assert!(EIGHT_B.input_prompts(&[turn(Role::User, &text.repeat(20))]).is_none());
+    }
+
+    #[test]
+    fn the_answers_context_is_bounded_and_ends_with_the_question() {
+        let long = format!("{} and now?", "é".repeat(20_000));
+        let context =
+            EIGHT_B.output_context(&[turn(Role::User, "old"), turn(Role::Assistant, "ok"), turn(Role::User, &long)]);
+        assert!(context.len() < 7_000 && context.ends_with("é and now?\n\n") && !context.contains("old"));
     }
 }

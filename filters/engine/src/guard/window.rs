@@ -30,14 +30,16 @@ impl Windows {
 
     /// Whether a call is to be made now. `ending`: nothing follows.
     ///
-    /// A window closes at its size, or from half of it on where a sentence ends: whole sentences judge better.
+    /// A window closes at its size, or in its last quarter where a sentence ends: whole sentences judge better, and each
+    /// call costs the guard its prompt's end anew.
     #[must_use]
     pub fn is_due(&self, ending: bool) -> bool {
         if self.in_flight || self.filled == 0 {
             return false;
         }
         let full = self.sizes.get(self.next).is_some_and(|&size| {
-            self.filled >= size || (self.sentence_ended && self.filled >= size.div_ceil(2).max(MIN_SENTENCE))
+            self.filled >= size
+                || (self.sentence_ended && self.filled >= size.saturating_sub(size / 4).max(MIN_SENTENCE))
         });
         ending || full
     }
@@ -104,16 +106,17 @@ mod tests {
     }
 
     #[test]
-    fn a_sentence_end_closes_a_window_that_is_half_full() {
+    fn a_sentence_end_closes_a_window_in_its_last_quarter() {
         let mut windows = Windows::new(vec![8, 32]);
-        for text in ["One", " two", " three"] {
-            windows.token(text);
+        for _ in 0..5 {
+            windows.token(" x.");
         }
-        windows.token(" four.");
+        assert!(!windows.is_due(false));
+        windows.token(" six.");
         assert!(windows.is_due(false));
         windows.asked();
         windows.answered();
-        for _ in 0..15 {
+        for _ in 0..23 {
             windows.token(" x.");
             assert!(!windows.is_due(false));
         }

@@ -126,6 +126,7 @@ pub fn read(body: &[u8]) -> Result<Conversation<'_>, Refusal> {
         max_tokens: None,
         choices: 1,
         temperature: None,
+        unseen: None,
         acts: false,
     };
     let mut has_messages = false;
@@ -137,7 +138,7 @@ pub fn read(body: &[u8]) -> Result<Conversation<'_>, Refusal> {
             "messages" => {
                 has_messages = true;
                 conversation.messages = Cow::Borrowed(value);
-                conversation.turns = turns(value)?;
+                conversation.turns = turns(value, &mut conversation.unseen)?;
             }
             "stream" => conversation.stream = typed::<Option<bool>>(&key, value, "true or false")?.unwrap_or(false),
             "stream_options" => conversation.include_usage = include_usage(value)?,
@@ -199,15 +200,15 @@ fn hosted_tool(value: &RawValue) -> Result<bool, Refusal> {
     Ok(tools.into_iter().flatten().any(|tool| !matches!(&*tool.r#type, "function" | "custom")))
 }
 
-fn turns(value: &RawValue) -> Result<Vec<Turn<'_>>, Refusal> {
+fn turns<'a>(value: &'a RawValue, unseen: &mut Option<(String, String)>) -> Result<Vec<Turn<'a>>, Refusal> {
     let messages: Vec<&RawValue> = typed("messages", value, "a non-empty array of messages")?;
     if messages.len() > MAX_MESSAGES {
         return Err(invalid("messages", format!("`messages` must hold at most {MAX_MESSAGES} messages.")));
     }
-    messages.into_iter().enumerate().map(|(i, message)| turn(i, message)).collect()
+    messages.into_iter().enumerate().map(|(i, message)| turn(i, message, unseen)).collect()
 }
 
-fn turn(index: usize, value: &RawValue) -> Result<Turn<'_>, Refusal> {
+fn turn<'a>(index: usize, value: &'a RawValue, unseen: &mut Option<(String, String)>) -> Result<Turn<'a>, Refusal> {
     let at = format_args!("messages[{index}]").to_string();
     let message: Message<'_> = serde_json::from_slice(value.get().as_bytes())
         .map_err(|error| invalid(&at, format!("`{at}` is no message: {}.", what(&error))))?;
@@ -235,7 +236,7 @@ fn turn(index: usize, value: &RawValue) -> Result<Turn<'_>, Refusal> {
     turn.texts.extend(message.reasoning_content);
     turn.texts.extend(message.reasoning);
     if let Some(content) = message.content {
-        read_content(&at, content, &mut turn)?;
+        read_content(&at, content, &mut turn, unseen)?;
     }
     turn.texts.extend(message.refusal);
     let calls = message.tool_calls.into_iter().flatten();
@@ -252,7 +253,12 @@ fn function_text(function: Function<'_>) -> Cow<'_, str> {
     Cow::Owned(format!("{}({})", function.name, function.arguments))
 }
 
-fn read_content<'a>(at: &str, content: &'a RawValue, turn: &mut Turn<'a>) -> Result<(), Refusal> {
+fn read_content<'a>(
+    at: &str,
+    content: &'a RawValue,
+    turn: &mut Turn<'a>,
+    unseen: &mut Option<(String, String)>,
+) -> Result<(), Refusal> {
     let at = format!("{at}.content");
     match content.get().as_bytes().first() {
         Some(b'"') => {
@@ -265,8 +271,12 @@ fn read_content<'a>(at: &str, content: &'a RawValue, turn: &mut Turn<'a>) -> Res
                 let part: Part<'_> = serde_json::from_slice(raw.get().as_bytes()).map_err(|error| {
                     invalid(format!("{at}[{i}]"), format!("`{at}[{i}]` is no part: {}.", what(&error)))
                 })?;
+                let is_text = matches!(&*part.r#type, "text" | "input_text" | "output_text" | "refusal");
+                if !is_text && unseen.is_none() {
+                    *unseen = Some((format!("{at}[{i}]"), part.r#type.chars().take(40).collect()));
+                }
                 match (&*part.r#type, part.text, part.refusal) {
-                    ("text" | "input_text" | "output_text" | "refusal", None, None) => {
+                    (_, None, None) if is_text => {
                         return Err(invalid(format!("{at}[{i}].text"), format!("`{at}[{i}]` has no text.")));
                     }
                     (kind, text, refusal) => {
@@ -358,6 +368,25 @@ mod tests {
         assert_eq!((conversation.max_tokens, conversation.choices), (Some(7), 1));
         let params: Vec<&str> = conversation.params.iter().map(|(key, _)| &**key).collect();
         assert_eq!(params, ["temperature", "max_tokens", "seed"]);
+    }
+
+    #[test]
+    fn a_part_that_is_no_text_is_told_with_its_place() {
+        let unseen = |parts: &str| {
+            let body =
+                format!(r#"{{"messages":[{{"role":"user","content":"x"}},{{"role":"user","content":[{parts}]}}]}}"#);
+            read(body.as_bytes()).unwrap().unseen
+        };
+        assert_eq!(unseen(r#"{"type":"text","text":"a"},{"type":"refusal","refusal":"b"}"#), None);
+        for part in [
+            r#"{"type":"image_url","image_url":{"url":"data:"}}"#,
+            r#"{"type":"input_audio","input_audio":{}}"#,
+            r#"{"type":"file","file":{},"text":"a file"}"#,
+            r#"{"type":"whatever"}"#,
+        ] {
+            let (at, kind) = unseen(&format!(r#"{{"type":"text","text":"a"}},{part},{part}"#)).unwrap();
+            assert!(at == "messages[1].content[1]" && part.contains(&kind), "{at} {kind}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What attempts are allowed, how long a request may take, and what its attempts cost.
 
 use parapet_engine::flow::{Call, End};
+use parapet_engine::guard::Side;
 use parapet_engine::provider::Ask;
 
 use crate::host::{Host, Worker};
@@ -83,18 +84,18 @@ fn guards_and_lookups_get_no_more_than_what_is_left() {
         Worker::with(policy, r#""sidecar": {"cluster": "sidecar", "authority": "h:4", "timeout_ms": 9000},"#);
     let mut host = worker.ask(&question(false));
     let limit = |host: &Host<'_>, call| host.limit_of(call).div_ceil(10) * 10;
-    assert_eq!((limit(&host, Call::InputVerdict), limit(&host, Call::CacheLookup)), (2000, 2000));
+    assert_eq!((limit(&host, Call::Verdict(Side::Input)), limit(&host, Call::CacheLookup)), (2000, 2000));
     host.answer(Call::CacheLookup, 404, b"");
     host.worker.now_us += S;
-    host.verdict(Call::InputVerdict, "safe");
+    host.verdict(Call::Verdict(Side::Input), "safe");
     assert_eq!(limits(&host)[2].as_deref(), Some("1000"));
     host.worker.now_us += S / 2;
     host.answers_with(JSON);
     host.response_body(whole("x", "hi").as_bytes(), true);
-    assert_eq!(limit(&host, Call::OutputVerdict), 500);
+    assert_eq!(limit(&host, Call::Verdict(Side::Output)), 500);
     // The guard's own limit is over with the request's: it is not the guard's fault.
     host.worker.now_us += S / 2;
-    host.answer(Call::OutputVerdict, 504, b"");
+    host.answer(Call::Verdict(Side::Output), 504, b"");
     assert_eq!(host.refused(), (504, "upstream_timeout".to_owned()));
     host.end(End::default());
 }
@@ -107,7 +108,7 @@ fn a_request_whose_time_is_up_before_it_is_sent_is_not_sent() {
         );
         let mut host = worker.ask(&question(true));
         host.worker.now_us += 2 * S;
-        host.answer(Call::InputVerdict, status, verdict.as_bytes());
+        host.answer(Call::Verdict(Side::Input), status, verdict.as_bytes());
         assert_eq!(host.refused(), (504, "upstream_timeout".to_owned()), "{status}");
         assert_eq!((host.sent.is_some(), host.settled[0].1), (false, 0), "{status}");
         host.end(End::default());

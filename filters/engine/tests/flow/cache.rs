@@ -2,6 +2,7 @@
 
 use parapet_engine::cache::Entry;
 use parapet_engine::flow::{Call, End};
+use parapet_engine::guard::Side;
 use parapet_engine::record::{Answered, Usage};
 
 use crate::host::Worker;
@@ -115,29 +116,29 @@ fn what_was_cut_blocked_flagged_or_limited_is_not_kept() {
     let plays: [(&str, Play); 5] = [
         ("the client asked for a length", |host| {
             let body = whole("x", "hi").replace("\"stop\"", "\"length\"");
-            host.verdict(Call::InputVerdict, "safe");
+            host.verdict(Call::Verdict(Side::Input), "safe");
             host.answers_with(JSON);
             host.response_body(body.as_bytes(), true);
-            host.verdict(Call::OutputVerdict, "safe");
+            host.verdict(Call::Verdict(Side::Output), "safe");
         }),
         ("blocked", |host| {
-            host.verdict(Call::InputVerdict, "safe");
+            host.verdict(Call::Verdict(Side::Input), "safe");
             host.answers_with(JSON);
             host.response_body(whole("x", "hi").as_bytes(), true);
-            host.verdict(Call::OutputVerdict, "unsafe\nS1");
+            host.verdict(Call::Verdict(Side::Output), "unsafe\nS1");
         }),
         ("cut", |host| {
-            host.verdict(Call::InputVerdict, "safe");
+            host.verdict(Call::Verdict(Side::Input), "safe");
             host.answers_with(SSE);
             host.response_body(&stream(&answer(&["a", "b"])[..3], "x"), false);
         }),
         ("the input verdict never came", |host| {
             host.answers_with(JSON);
             host.response_body(whole("x", "hi").as_bytes(), true);
-            host.verdict(Call::OutputVerdict, "safe");
+            host.verdict(Call::Verdict(Side::Output), "safe");
         }),
         ("the last output verdict never came", |host| {
-            host.verdict(Call::InputVerdict, "safe");
+            host.verdict(Call::Verdict(Side::Input), "safe");
             host.answers_with(SSE);
             host.response_body(&stream(&answer(&["a", "b"]), "x"), true);
         }),

@@ -1,6 +1,7 @@
 //! What verdicts do, call by call.
 
 use parapet_engine::flow::{Call, End};
+use parapet_engine::guard::Side;
 use parapet_engine::guard::dialect::Dialect;
 
 use crate::host::Worker;
@@ -29,17 +30,17 @@ fn a_guard_without_categories_is_asked_once_and_its_word_blocks() {
     let mut worker = lenient(Dialect::ShieldGemma);
     let mut host = worker.ask(&question(false));
     host.answers_with(JSON);
-    host.verdict(Call::InputVerdict, "Yes");
+    host.verdict(Call::Verdict(Side::Input), "Yes");
     assert_eq!(host.refused(), (403, "content_blocked".to_owned()));
     let guard = host.end(End::default()).input_guard.unwrap();
     assert_eq!((guard.calls, &*guard.verdict, guard.categories), (1, "unsafe", Vec::new()));
 
     let mut worker = lenient(Dialect::ShieldGemma);
     let mut host = worker.ask(&question(false));
-    host.verdict(Call::InputVerdict, "No");
+    host.verdict(Call::Verdict(Side::Input), "No");
     host.answers_with(JSON);
     host.response_body(whole("x", "secret").as_bytes(), true);
-    host.verdict(Call::OutputVerdict, "Yes");
+    host.verdict(Call::Verdict(Side::Output), "Yes");
     assert!(host.text().contains("content_filter") && !host.text().contains("secret"), "{}", host.text());
     assert_eq!(host.end(End::default()).output_guard.unwrap().calls, 1);
 }
@@ -52,11 +53,11 @@ fn another_familys_categories_are_ours_and_what_is_none_of_them_blocks() {
         let mut worker = lenient(Dialect::Qwen3Guard);
         let mut host = worker.ask(&question(false));
         host.answers_with(JSON);
-        let asked = host.pending.iter().find(|callout| callout.call == Call::InputVerdict).unwrap();
+        let asked = host.pending.iter().find(|callout| callout.call == Call::Verdict(Side::Input)).unwrap();
         let body = String::from_utf8(asked.body.clone()).unwrap();
         assert!(body.contains(r"USER: hello\n\n<END CONVERSATION>") && asked.path == "/v1/completions", "{body}");
-        host.verdict(Call::InputVerdict, " Unsafe");
-        host.verdict(Call::InputCategories, &format!(" Unsafe\nCategories: {names}"));
+        host.verdict(Call::Verdict(Side::Input), " Unsafe");
+        host.verdict(Call::Categories(Side::Input), &format!(" Unsafe\nCategories: {names}"));
         assert_eq!(host.reply.as_ref().map_or(200, |reply| reply.status), status, "{names}");
         let guard = host.end(End::default()).input_guard.unwrap();
         assert_eq!(guard.categories, categories, "{names}");
@@ -70,7 +71,7 @@ fn the_words_of_another_family_are_no_verdict() {
         let mut worker = lenient(dialect);
         let mut host = worker.ask(&question(false));
         host.answers_with(JSON);
-        host.verdict(Call::InputVerdict, word);
+        host.verdict(Call::Verdict(Side::Input), word);
         assert_eq!(host.refused(), (503, "guard_unavailable".to_owned()), "{dialect:?}");
     }
 }
@@ -83,7 +84,7 @@ fn in_parallel_mode_the_request_goes_on_and_the_answer_waits() {
     host.answers_with(JSON);
     host.response_body(whole("x", "hi").as_bytes(), true);
     assert!(!host.response.head_out);
-    host.verdict(Call::InputVerdict, "safe");
+    host.verdict(Call::Verdict(Side::Input), "safe");
     assert_eq!(host.text(), whole("m", "hi"));
     assert_eq!(host.header("content-length"), Some(&*whole("m", "hi").len().to_string()));
     let record = host.end(End::default());
@@ -99,7 +100,7 @@ fn in_blocking_mode_or_where_the_request_acts_nothing_is_sent_before_the_verdict
         let mut worker = input(mode, "");
         let mut host = worker.ask(body);
         assert!(host.sent.is_none() && host.flow.request_waits(), "{mode}");
-        host.verdict(Call::InputVerdict, "safe");
+        host.verdict(Call::Verdict(Side::Input), "safe");
         assert!(host.sent.is_some() && !host.flow.request_waits());
         assert_eq!(host.end(End::default()).input_guard.unwrap().mode, "blocking");
     }
@@ -116,9 +117,9 @@ fn an_unsafe_input_is_refused_with_its_categories_in_every_phase() {
         if phase > 1 {
             host.response_body(&stream(&answer(&["a"]), "x"), phase > 2);
         }
-        host.verdict(Call::InputVerdict, "unsafe");
-        assert!(host.reply.is_none() && host.waits_for(Call::InputCategories), "one token names no category");
-        host.verdict(Call::InputCategories, "unsafe\nS1,S10");
+        host.verdict(Call::Verdict(Side::Input), "unsafe");
+        assert!(host.reply.is_none() && host.waits_for(Call::Categories(Side::Input)), "one token names no category");
+        host.verdict(Call::Categories(Side::Input), "unsafe\nS1,S10");
         assert_eq!(host.refused(), (403, "content_blocked".to_owned()));
         let body = String::from_utf8(host.reply.clone().unwrap().body).unwrap();
         assert!(body.contains(r#""categories":["S1","S10"]"#), "{body}");
@@ -133,8 +134,8 @@ fn an_unsafe_input_is_refused_with_its_categories_in_every_phase() {
 fn a_categories_call_that_fails_excuses_nothing() {
     let mut worker = input("parallel", r#", "on_failure": "open""#);
     let mut host = worker.ask(&question(false));
-    host.verdict(Call::InputVerdict, "unsafe");
-    host.answer(Call::InputCategories, 504, b"");
+    host.verdict(Call::Verdict(Side::Input), "unsafe");
+    host.answer(Call::Categories(Side::Input), 504, b"");
     assert_eq!(host.refused().0, 403);
 }
 
@@ -144,7 +145,7 @@ fn a_guard_that_fails_closes_or_opens_as_the_policy_says() {
         for (status, body) in [(0, &b""[..]), (504, b"timeout"), (200, b"<html>"), (200, br#"{"choices":[]}"#)] {
             let mut worker = input("blocking", more);
             let mut host = worker.ask(&question(false));
-            host.answer(Call::InputVerdict, status, body);
+            host.answer(Call::Verdict(Side::Input), status, body);
             assert_eq!(host.sent.is_some(), passes, "{status} {more}");
             if !passes {
                 assert_eq!(host.refused(), (503, "guard_unavailable".to_owned()));
@@ -161,7 +162,7 @@ fn a_remembered_verdict_costs_no_call_until_it_is_a_day_old() {
     for (word, status) in [("safe", 0), ("unsafe\nS1", 403)] {
         let mut worker = input("parallel", "");
         let mut host = worker.ask(&question(false));
-        host.verdict(Call::InputVerdict, word);
+        host.verdict(Call::Verdict(Side::Input), word);
         host.end(End::default());
         let mut host = worker.ask(&question(false));
         assert_eq!((host.calls, host.reply.as_ref().map_or(0, |reply| reply.status)), (0, status));
@@ -177,7 +178,7 @@ fn ignored_and_flagged_categories_let_pass() {
     for (text, action) in [("unsafe\nS5", "pass"), ("unsafe\nS6", "flag"), ("unsafe\nS6,S1", "block")] {
         let body = question(false).replace("hello", text.trim_start_matches("unsafe\n"));
         let mut host = worker.ask(&body);
-        host.verdict(Call::InputVerdict, text);
+        host.verdict(Call::Verdict(Side::Input), text);
         assert_eq!(host.sent.is_some(), action != "block");
         assert_eq!(host.end(End::default()).input_guard.unwrap().action, action);
     }
@@ -195,7 +196,7 @@ fn a_blocked_json_answer_is_the_refusal_in_the_clients_form() {
         host.answers_with(JSON);
         host.response_body(whole("x", "secret").as_bytes(), true);
         assert!(!host.response.head_out);
-        host.verdict(Call::OutputVerdict, "unsafe\nS2");
+        host.verdict(Call::Verdict(Side::Output), "unsafe\nS2");
         let text = host.text();
         assert!(text.contains(expected) && !text.contains("secret"), "{text}");
         assert_eq!(host.header("content-length"), Some(&*text.len().to_string()));
@@ -214,8 +215,8 @@ fn a_blocked_stream_ends_with_content_filter_and_done() {
         host.answers_with(SSE);
         host.response_body(&stream(&answer(&["one"])[..2], "x"), false);
         host.response_body(&stream(&answer(&["two"])[1..], "x"), true);
-        host.verdict(Call::OutputVerdict, "unsafe");
-        host.verdict(Call::OutputCategories, "unsafe\nS2");
+        host.verdict(Call::Verdict(Side::Output), "unsafe");
+        host.verdict(Call::Categories(Side::Output), "unsafe\nS2");
         let text = host.text();
         assert_eq!(text.contains("one"), mode == "async");
         assert!(text.contains(r#""finish_reason":"content_filter""#) && text.ends_with("data: [DONE]\n\n"), "{text}");
@@ -230,10 +231,10 @@ fn an_output_guard_that_fails_closed_ends_a_stream_without_done() {
     let mut host = worker.ask(&question(true));
     host.answers_with(SSE);
     host.response_body(&stream(&answer(&["one"])[..2], "x"), false);
-    host.verdict(Call::OutputVerdict, "safe");
+    host.verdict(Call::Verdict(Side::Output), "safe");
     assert!(host.text().contains("one"));
     host.response_body(&stream(&answer(&["two"])[1..2], "x"), false);
-    host.answer(Call::OutputVerdict, 504, b"");
+    host.answer(Call::Verdict(Side::Output), 504, b"");
     let text = host.text();
     assert!(text.contains("guard_unavailable") && !text.contains("[DONE]") && !text.contains("two"), "{text}");
     host.response_body(&stream(&answer(&["three"])[1..], "x"), true);
@@ -247,7 +248,7 @@ fn an_output_guard_that_fails_closed_before_any_byte_is_a_503() {
         let mut host = worker.ask(&question(true));
         host.answers_with(content_type);
         host.response_body(&body, true);
-        host.answer(Call::OutputVerdict, 0, b"");
+        host.answer(Call::Verdict(Side::Output), 0, b"");
         assert_eq!(host.refused(), (503, "guard_unavailable".to_owned()));
         host.end(End::default());
     }
@@ -277,14 +278,14 @@ fn what_passed_leaves_while_the_next_window_is_judged() {
     for piece in &answer(&words)[..5] {
         host.response_body(&stream(core::slice::from_ref(piece), "x"), false);
     }
-    host.verdict(Call::OutputVerdict, "safe");
-    assert!(host.waits_for(Call::OutputVerdict), "the next window was full already");
+    host.verdict(Call::Verdict(Side::Output), "safe");
+    assert!(host.waits_for(Call::Verdict(Side::Output)), "the next window was full already");
     assert!(host.text().contains("w2") && !host.text().contains("w3"), "{}", host.text());
     for piece in &answer(&words)[5..7] {
         host.response_body(&stream(core::slice::from_ref(piece), "x"), false);
     }
     assert!(!host.text().contains("w3"));
-    host.verdict(Call::OutputVerdict, "safe");
+    host.verdict(Call::Verdict(Side::Output), "safe");
     assert!(host.text().contains("w4") && !host.text().contains("w5"), "{}", host.text());
 }
 
@@ -301,7 +302,7 @@ fn a_client_that_waits_long_for_a_verdict_gets_comments_and_nothing_else() {
     assert_eq!(host.text(), ": keep-alive\n\n");
     host.response_body(&stream(&pieces[3..], "x"), true);
     assert_eq!(host.text(), ": keep-alive\n\n");
-    host.verdict(Call::OutputVerdict, "safe");
+    host.verdict(Call::Verdict(Side::Output), "safe");
     assert!(host.text().contains("three") && host.text().ends_with("data: [DONE]\n\n"), "{}", host.text());
 }
 
@@ -313,10 +314,145 @@ fn in_async_mode_nothing_leaves_after_the_word_unsafe_while_the_categories_are_a
     let pieces = answer(&["one", "two", "three"]);
     host.response_body(&stream(&pieces[..2], "x"), false);
     assert!(host.text().contains("one"));
-    host.verdict(Call::OutputVerdict, "unsafe");
+    host.verdict(Call::Verdict(Side::Output), "unsafe");
     host.response_body(&stream(&pieces[2..3], "x"), false);
     assert!(!host.text().contains("two"));
-    host.verdict(Call::OutputCategories, "unsafe\nS2");
+    host.verdict(Call::Categories(Side::Output), "unsafe\nS2");
     let text = host.text();
     assert!(!text.contains("two") && text.ends_with("data: [DONE]\n\n"), "the ending leaves at once: {text}");
+}
+
+#[test]
+fn a_stream_of_which_something_has_left_is_cut_before_its_categories_are_known() {
+    for (more, at_once) in [("", true), (r#", "categories": {"flag": ["S6"]}"#, false)] {
+        for mode in ["async", "hold"] {
+            let mut worker = output(mode, &format!(r#", "window_tokens": [1]{more}"#));
+            let mut host = worker.ask(&question(true));
+            host.answers_with(SSE);
+            let pieces = answer(&["one", "two", "three"]);
+            host.response_body(&stream(&pieces[..2], "x"), false);
+            host.verdict(Call::Verdict(Side::Output), "safe");
+            host.response_body(&stream(&pieces[2..3], "x"), false);
+            host.verdict(Call::Verdict(Side::Output), "unsafe");
+            let text = host.text();
+            assert_eq!(text.ends_with("data: [DONE]\n\n"), at_once, "{mode} {more}: {text}");
+            let asked = host.pending.iter().find(|callout| callout.call == Call::Categories(Side::Output)).unwrap();
+            assert_eq!(asked.timeout_ms < 50, at_once, "the provider is cut off soon whether they come or not");
+            assert!(!host.flow.abandons());
+            host.verdict(Call::Categories(Side::Output), "unsafe\nS2,S6");
+            assert!(host.text().ends_with("data: [DONE]\n\n") && host.flow.abandons(), "{mode} {more}");
+            host.response_body(&stream(&pieces[3..4], "x"), false);
+            assert!(host.aborted && !host.text().contains("three"));
+            let guard = host.end(End::default()).output_guard.unwrap();
+            assert_eq!((&*guard.verdict, &*guard.action, guard.calls), ("unsafe", "block", 3));
+            assert_eq!(guard.categories, ["S2", "S6"], "{mode} {more}");
+        }
+    }
+}
+
+#[test]
+fn a_cut_stream_whose_provider_is_done_ends_with_its_categories() {
+    let mut worker = output("async", r#", "window_tokens": [1]"#);
+    let mut host = worker.ask(&question(true));
+    host.answers_with(SSE);
+    let pieces = answer(&["one", "two"]);
+    host.response_body(&stream(&pieces[..2], "x"), false);
+    host.verdict(Call::Verdict(Side::Output), "unsafe");
+    host.response_body(&stream(&pieces[2..], "x"), true);
+    assert!(host.text().ends_with("data: [DONE]\n\n") && !host.response.complete);
+    host.answer(Call::Categories(Side::Output), 504, b"");
+    assert!(host.response.complete && !host.aborted && !host.text().contains("two"));
+    assert_eq!(host.end(End::default()).output_guard.unwrap().categories, Vec::<String>::new());
+}
+
+fn message(parts: &str) -> String {
+    format!(r#"{{"messages":[{{"role":"user","content":[{parts}]}}]}}"#)
+}
+
+#[test]
+fn what_no_guard_is_shown_is_refused_unless_the_policy_flags_it() {
+    let body = message(r#"{"type":"text","text":"look"},{"type":"image_url","image_url":{"url":"data:"}}"#);
+    let mut worker = input("parallel", "");
+    let mut host = worker.ask(&body);
+    assert_eq!(host.refused(), (403, "content_not_judged".to_owned()));
+    assert!(host.text().is_empty() && host.sent.is_none() && host.calls == 0);
+    let reply = String::from_utf8(host.reply.clone().unwrap().body).unwrap();
+    assert!(reply.contains(r#""param":"messages[0].content[1]""#) && reply.contains("image_url"), "{reply}");
+    let guard = host.end(End::default()).input_guard.unwrap();
+    assert_eq!((&*guard.verdict, &*guard.action), ("failed", "block"));
+
+    let mut worker = input("parallel", r#", "media": "flag""#);
+    for (word, passes) in [("safe", true), ("unsafe\nS1", false)] {
+        let body = body.replace("look", word.split('\n').next().unwrap());
+        let mut host = worker.ask(&body);
+        assert!(host.sent.as_ref().is_some_and(|sent| String::from_utf8_lossy(sent).contains("image_url")));
+        host.verdict(Call::Verdict(Side::Input), word);
+        assert_eq!(host.reply.is_none(), passes);
+        let guard = host.end(End::default()).input_guard.unwrap();
+        assert_eq!(guard.action, if passes { "flag" } else { "block" });
+    }
+
+    // Without an input guard, nobody minds; and what is text by another name is text.
+    assert!(output("hold", "").ask(&body).sent.is_some());
+    let text = message(r#"{"type":"input_text","text":"look"}"#);
+    assert!(input("parallel", "").ask(&text).waits_for(Call::Verdict(Side::Input)));
+}
+
+#[test]
+fn a_message_longer_than_the_guard_reads_is_asked_about_piece_by_piece() {
+    let text = |kilobytes: usize| (0..kilobytes * 100).map(|word| format!("word{word:05} ")).collect::<String>();
+    let ask = |text: &str| format!(r#"{{"messages":[{{"role":"user","content":"{text}"}}]}}"#);
+    for unsafe_at in [None, Some(0), Some(2)] {
+        let mut worker = input("parallel", "");
+        let mut host = worker.ask(&ask(&text(30)));
+        assert!(host.sent.is_some(), "the model works meanwhile");
+        host.answers_with(JSON);
+        host.response_body(whole("x", "hi").as_bytes(), true);
+        let mut read = String::new();
+        let mut calls = 0;
+        while let Some(callout) = host.pending.iter().find(|callout| callout.call == Call::Verdict(Side::Input)) {
+            assert!(!host.response.head_out, "nothing leaves before the last piece has passed");
+            read.push_str(&String::from_utf8_lossy(&callout.body));
+            host.verdict(Call::Verdict(Side::Input), if unsafe_at == Some(calls) { "unsafe\nS1" } else { "safe" });
+            calls += 1;
+        }
+        assert_eq!(calls, unsafe_at.map_or(3, |at| at + 1));
+        assert_eq!(host.response.head_out, unsafe_at.is_none());
+        assert!(unsafe_at.is_some() || (0..3000).all(|word| read.contains(&format!("word{word:05}"))));
+        assert_eq!(host.end(End::default()).input_guard.unwrap().calls as usize, calls);
+        // What is remembered is the verdict on all of it.
+        assert_eq!(worker.ask(&ask(&text(30))).calls, 0);
+    }
+    for (more, status) in [("", 413), (r#", "on_failure": "open""#, 200)] {
+        let mut worker = input("parallel", more);
+        worker.config.max_request_bytes = usize::MAX;
+        let mut host = worker.ask(&ask(&text(900)));
+        assert_eq!(host.reply.as_ref().map_or(200, |reply| reply.status), status);
+        let guard = host.end(End::default()).input_guard.unwrap();
+        assert_eq!((&*guard.verdict, guard.calls), ("failed", 0));
+        assert_eq!(guard.action, if status == 200 { "flag" } else { "block" });
+    }
+}
+
+#[test]
+fn the_judged_text_is_recorded_only_where_the_policy_says_so() {
+    let both = r#""input_guard": {"mode": "parallel"}, "output_guard": {"mode": "hold"}"#;
+    for (more, texts) in [("", [None, None]), (r#", "audit": {"text": true}"#, [Some("hello"), Some("secret")])] {
+        let policy = format!("{{{both}{more}}}");
+        let mut worker = Worker::new(&policy);
+        let mut host = worker.ask(&question(false));
+        host.verdict(Call::Verdict(Side::Input), "unsafe\nS1");
+        let guard = host.end(End::default()).input_guard.unwrap();
+        assert_eq!((guard.text.as_deref(), guard.text_digest.is_some()), (texts[0], true));
+
+        let mut worker = Worker::new(&policy);
+        let mut host = worker.ask(&question(false));
+        host.verdict(Call::Verdict(Side::Input), "safe");
+        host.answers_with(JSON);
+        host.response_body(whole("x", "secret").as_bytes(), true);
+        host.verdict(Call::Verdict(Side::Output), "unsafe\nS1");
+        let record = host.end(End::default());
+        assert_eq!(record.input_guard.unwrap().text, None, "what is safe is nobody's business");
+        assert_eq!(record.output_guard.unwrap().text.as_deref(), texts[1]);
+    }
 }

@@ -71,6 +71,8 @@ pub(crate) struct Response {
     pub(crate) headers: Vec<(String, String)>,
     buffer: Vec<u8>,
     paused: bool,
+    /// The buffer can be written outside of a body callback.
+    open: bool,
     ended: bool,
     pub(crate) head_out: bool,
     pub(crate) client: Vec<u8>,
@@ -140,12 +142,6 @@ impl Host<'_> {
                 assert!(!self.response.head_out, "a reply after the head has left: {reply:?}");
                 assert!(self.reply.replace(reply).is_none(), "two replies");
             }
-            // The client has had everything; the provider is told to stop.
-            Effect::Abort => {
-                assert!(self.response.buffer.is_empty());
-                self.response.complete = true;
-                self.aborted = true;
-            }
             Effect::Record(bytes) => self.records.push(serde_json::from_slice(&bytes).expect("a record")),
         }
     }
@@ -189,7 +185,8 @@ impl Host<'_> {
     }
 
     fn resume(&mut self) {
-        if self.reply.is_some() || !self.response.paused || self.flow.response_waits() {
+        let reachable = self.response.paused || self.response.open;
+        if self.reply.is_some() || !reachable || self.flow.response_waits() {
             return;
         }
         if let Some(body) = self.flow.take_body() {
@@ -224,6 +221,12 @@ impl Host<'_> {
     }
 
     pub(crate) fn response_body(&mut self, bytes: &[u8], ends: bool) {
+        if self.flow.abandons() && !self.aborted {
+            // The client has had everything; the provider is cut off.
+            assert!(self.response.buffer.is_empty());
+            self.response.complete = true;
+            self.aborted = true;
+        }
         if self.reply.is_some() || self.aborted {
             return;
         }
@@ -236,11 +239,13 @@ impl Host<'_> {
         }
         let seen = core::mem::take(&mut self.response.buffer);
         self.step(Event::ResponseBody { bytes: &seen, ends });
-        if self.reply.is_some() || self.aborted {
+        if self.reply.is_some() {
             return;
         }
+        self.response.open = self.flow.lingers();
         if self.flow.response_waits() {
             self.response.paused = true;
+            self.response.open = true;
             self.response.buffer = if mode == BodyMode::Stream { Vec::new() } else { seen };
         } else {
             self.response.buffer = self.flow.take_body().unwrap_or(seen);

@@ -1,6 +1,7 @@
 //! Every interleaving of verdicts, the sidecar's answer and the provider's chunks, however they are cut.
 
 use parapet_engine::flow::{Call, End};
+use parapet_engine::guard::Side;
 use proptest::prelude::*;
 
 use crate::host::{Host, Worker, completion};
@@ -189,19 +190,19 @@ fn act(play: &Play, host: &mut Host<'_>, call: Call, said: &mut Said) {
     let prompt = prompt.map(|request| request["prompt"].as_str().unwrap().to_owned()).unwrap_or_default();
     match call {
         Call::CacheLookup => host.answer(call, 404, b""),
-        Call::InputVerdict => {
+        Call::Verdict(Side::Input) => {
             said.input_passed = play.input_is_safe;
             host.verdict(call, if play.input_is_safe { "safe" } else { "unsafe" });
         }
-        Call::OutputVerdict => {
+        Call::Verdict(Side::Output) => {
             let unsafe_ = prompt.contains("BAD");
             if !unsafe_ {
                 said.passed.push_str(&prompt);
             }
             host.answer(call, 200, &completion(if unsafe_ { "unsafe" } else { "safe" }));
         }
-        Call::InputCategories => host.verdict(call, "unsafe\nS1"),
-        Call::OutputCategories => {
+        Call::Categories(Side::Input) => host.verdict(call, "unsafe\nS1"),
+        Call::Categories(Side::Output) => {
             said.blocked = true;
             host.verdict(call, "unsafe\nS1");
         }

@@ -1,6 +1,7 @@
 //! Answers longer than a guard reads at once.
 
 use parapet_engine::flow::{Call, End};
+use parapet_engine::guard::Side;
 
 use crate::host::{Host, Worker};
 use crate::world::{JSON, SSE, answer, question, stream, whole};
@@ -19,15 +20,15 @@ fn marks(text: &str) -> Vec<String> {
 /// Answers every output call, up to and without the one that is `unsafe_from`; what the safe ones read.
 fn judge(host: &mut Host<'_>, read: &mut String, unsafe_from: usize) -> usize {
     let mut calls = 0;
-    while let Some(callout) = host.pending.iter().find(|callout| callout.call == Call::OutputVerdict) {
+    while let Some(callout) = host.pending.iter().find(|callout| callout.call == Call::Verdict(Side::Output)) {
         let request: serde_json::Value = serde_json::from_slice(&callout.body).unwrap();
         let prompt = request["prompt"].as_str().unwrap().to_owned();
         assert!(prompt.len() < 12_000, "a call reads {} bytes", prompt.len());
         if calls == unsafe_from {
-            host.verdict(Call::OutputVerdict, "unsafe\nS1");
+            host.verdict(Call::Verdict(Side::Output), "unsafe\nS1");
         } else {
             read.push_str(&prompt);
-            host.verdict(Call::OutputVerdict, "safe");
+            host.verdict(Call::Verdict(Side::Output), "safe");
         }
         calls += 1;
         let known = marks(read);

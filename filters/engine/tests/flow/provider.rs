@@ -1,6 +1,7 @@
 //! What providers do wrong, and what is recorded of them.
 
 use parapet_engine::flow::{Call, End};
+use parapet_engine::guard::Side;
 
 use crate::host::Worker;
 use crate::world::{JSON, Piece, SSE, answer, question, stream, whole};
@@ -136,7 +137,7 @@ fn a_stream_without_finish_reason_is_truncated_and_says_so() {
     host.answers_with(SSE);
     host.response_body(&stream(&answer(&["one"])[..2], "x"), true);
     assert!(host.response.client.is_empty());
-    host.verdict(Call::InputVerdict, "safe");
+    host.verdict(Call::Verdict(Side::Input), "safe");
     assert!(host.text().contains("upstream_error") && host.response.complete);
     assert!(host.end(End::default()).truncated);
 }
@@ -170,7 +171,7 @@ fn a_client_that_leaves_is_recorded_in_every_state() {
             3 => {
                 host.answers_with(JSON);
                 host.response_body(whole("x", "hi").as_bytes(), true);
-                host.verdict(Call::OutputVerdict, "safe");
+                host.verdict(Call::Verdict(Side::Output), "safe");
             }
             4 => host.answers_with(SSE),
             5 => {
@@ -180,7 +181,7 @@ fn a_client_that_leaves_is_recorded_in_every_state() {
             _ => {
                 host.answers_with(SSE);
                 host.response_body(&stream(&answer(&["one"]), "x"), true);
-                host.verdict(Call::OutputVerdict, "safe");
+                host.verdict(Call::Verdict(Side::Output), "safe");
             }
         }
         assert!(host.flow.end_questions().details, "{state}: Envoy knows why it ended");
@@ -237,8 +238,8 @@ fn text_beyond_the_bounds_of_what_is_judged_does_not_leave() {
         let mut host = worker.ask(&question(true));
         host.answers_with(SSE);
         host.response_body(&[beyond.into_bytes(), stream(&answer(&["fine"]), "x")].concat(), true);
-        while host.waits_for(Call::OutputVerdict) {
-            host.verdict(Call::OutputVerdict, "safe");
+        while host.waits_for(Call::Verdict(Side::Output)) {
+            host.verdict(Call::Verdict(Side::Output), "safe");
         }
         assert!(!host.text().contains("secret"), "{}", host.text());
         assert!(!host.flow.response_waits(), "nobody can wake it");

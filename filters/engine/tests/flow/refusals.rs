@@ -1,6 +1,7 @@
 //! Requests that go no further.
 
 use parapet_engine::flow::{Call, End};
+use parapet_engine::guard::Side;
 use parapet_engine::quota::{Decision, Window};
 
 use crate::host::Worker;
@@ -151,7 +152,7 @@ fn envoys_own_answer_to_an_unfinished_request_is_not_the_clients_leaving() {
 fn a_remembered_block_settles_the_reservation_that_it_was_given() {
     let mut worker = Worker::new(r#"{"limits": {"requests_per_minute": 5}, "input_guard": {"mode": "parallel"}}"#);
     let mut host = worker.ask(&question(false));
-    host.verdict(Call::InputVerdict, "unsafe\nS1");
+    host.verdict(Call::Verdict(Side::Input), "unsafe\nS1");
     assert_eq!(host.refused(), (403, "content_blocked".to_owned()));
     host.end(End::default());
     let mut host = worker.ask(&question(false));

@@ -1,6 +1,7 @@
 //! Any event in any state: nothing panics, and the books stay even.
 
 use parapet_engine::flow::{Call, End, Event, Head};
+use parapet_engine::guard::Side;
 use parapet_engine::quota::Decision;
 use proptest::prelude::*;
 
@@ -20,8 +21,13 @@ enum Act {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let calls =
-        vec![Call::InputVerdict, Call::InputCategories, Call::OutputVerdict, Call::OutputCategories, Call::CacheLookup];
+    let calls = vec![
+        Call::Verdict(Side::Input),
+        Call::Categories(Side::Input),
+        Call::Verdict(Side::Output),
+        Call::Categories(Side::Output),
+        Call::CacheLookup,
+    ];
     let verdicts = ["safe", "unsafe", "unsafe\nS1", "what"].map(completion);
     let answer = prop_oneof![
         prop::sample::select(verdicts.to_vec()),

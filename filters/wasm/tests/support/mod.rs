@@ -39,6 +39,16 @@ pub(crate) fn start(policy: &str) -> (Host, Vm) {
     (host, vm)
 }
 
+/// As [`start`], behind the guard's self-check, so that what ticks from now on is the streams'.
+pub(crate) fn start_checked(policy: &str) -> (Host, Vm) {
+    let (host, vm) = start(policy);
+    vm.tick("gateway");
+    verdict(&host, "unsafe");
+    vm.tick("gateway");
+    assert_eq!(vm.tick_period("gateway"), None);
+    (host, vm)
+}
+
 pub(crate) const HEAD: [(&str, &str); 6] = [
     (":method", "POST"),
     (":path", "/v1/chat/completions"),
