@@ -48,6 +48,14 @@ fn whole() -> Value {
     standard["models"] = json!(["gpt-4o-mini"]);
     standard["cache"]["max_temperature"] = json!(0.7);
     standard["limits"] = json!({"requests_per_minute": 5, "tokens_per_minute": 1000});
+    for (key, value) in [
+        ("hedge_after_ms", json!(300)),
+        ("hedge_budget_percent", json!(5)),
+        ("deadline_ms", json!(60_000)),
+        ("spill", json!({"waiting": 4, "kv_cache": 0.9})),
+    ] {
+        standard[key] = value;
+    }
     standard["trace"] = json!({"content": "full", "sampling": 1, "redact": ["email"], "redact_patterns": {"id": "a"}});
     for side in ["input_guard", "output_guard"] {
         standard[side]["categories"] = json!({"flag": ["S6"], "ignore": ["S5"]});
