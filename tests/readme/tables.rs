@@ -47,14 +47,13 @@ fn variables(command: &str) -> BTreeSet<String> {
 }
 
 /// Read from the environment alone: keys, and what belongs to others.
-const NO_FLAGS: [&str; 29] = [
+const NO_FLAGS: [&str; 28] = [
     "VLLM_API_KEY",
     "LLAMAGUARD_API_KEY",
     "OPENAI_API_KEY",
     "LANGSMITH_API_KEY",
     "LANGSMITH_ENDPOINT",
     "LANGSMITH_PROJECT",
-    "LANGCHAIN_SESSION",
     "LANGSMITH_RUNS_ENDPOINTS",
     "LANGSMITH_TRACING_V2",
     "LANGSMITH_BATCH_INGEST_SIZE_LIMIT",
