@@ -2,11 +2,14 @@
 
 pub mod accesslog;
 pub mod admission;
+pub mod als;
 pub mod audit;
 pub mod cache;
+pub mod dashboard;
 pub mod feedback;
 pub mod langsmith;
 pub mod metrics;
+pub mod otel;
 pub mod sidecar;
 pub mod sim;
 pub mod spool;

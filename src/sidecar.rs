@@ -18,8 +18,10 @@ use crate::accesslog::position::PositionFile;
 use crate::accesslog::rotate::Rotator;
 use crate::accesslog::tail::{self, Tail};
 use crate::admission::Watch;
+use crate::als;
 use crate::audit::{Audit, key::Key};
-use crate::cache::{Store, embedded::Embedded};
+use crate::cache::{Store, embedded::Embedded, redis::Redis};
+use crate::dashboard::{self, Board, Envoy};
 use crate::feedback::{Feedback, queue::Queue, send};
 use crate::langsmith::client::Client;
 use crate::langsmith::config::Config;
@@ -28,11 +30,18 @@ use crate::langsmith::deliver::{Delivery, Pace};
 use crate::langsmith::retry::Policy;
 use crate::langsmith::upload::Uploader;
 use crate::metrics::Metrics;
+use crate::otel::config::Exports;
+use crate::otel::export::Exporter;
+use crate::otel::{client as otlp, dead_letter as otlp_letters};
 use crate::spool::index::{self, Index};
 use crate::spool::{self, Spool, durable};
 
 /// How long the batch in work may take to end when the process is told to.
 const GRACE: Duration = Duration::from_secs(5);
+/// Memory of lines that came over the network and are not durable yet.
+const ARRIVALS_BYTES: usize = 64 << 20;
+/// The export's name in the spool; the uploads have their addresses, which hold no such letter.
+const OTLP: &str = "@otlp";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -42,6 +51,9 @@ pub struct Options {
     /// Port to listen on.
     #[arg(long = "port", env = "PARAPET_SIDECAR_PORT", default_value_t = 9090)]
     pub port: u16,
+    /// Port of Envoy's gRPC access log service, on the same address; 0 serves none.
+    #[arg(long, env = "PARAPET_ALS_PORT", default_value = "0", value_parser = port_or_none)]
+    pub als_port: u16,
     /// Directory of everything that is remembered.
     #[arg(long, env = "PARAPET_DATA_DIR", default_value = ".parapet")]
     pub data_dir: PathBuf,
@@ -54,12 +66,26 @@ pub struct Options {
     /// Envoy's admin interface [default: http://127.0.0.1:<admin port>].
     #[arg(long, env = "PARAPET_ADMIN_URL")]
     pub admin_url: Option<String>,
+    /// The configuration that Envoy runs with, for the limits on the dashboard [default: run/envoy.yaml in the data
+    /// directory].
+    #[arg(long, env = "PARAPET_ENVOY_CONFIG")]
+    pub envoy_config: Option<PathBuf>,
+    /// Names under which the pages and the metrics are given out, besides localhost and IP addresses; comma-separated
+    /// [default: none on loopback, else any].
+    #[arg(long, env = "PARAPET_SIDECAR_HOSTS", value_delimiter = ',')]
+    pub hosts: Vec<String>,
     /// Size at which the access log is rotated, in bytes; 0 leaves rotation to others.
     #[arg(long, env = "PARAPET_ROTATE_BYTES", default_value_t = 256 << 20)]
     pub rotate_bytes: u64,
     /// Memory of the answer cache, in bytes.
     #[arg(long, env = "PARAPET_CACHE_BYTES", default_value_t = 256 << 20)]
     pub cache_bytes: u64,
+    /// A Redis in which sidecars share cached answers; the address may hold a password.
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub redis_url: Option<String>,
+    /// What keys in Redis begin with.
+    #[arg(long, env = "PARAPET_REDIS_PREFIX", default_value = "parapet:cache:")]
+    pub redis_prefix: String,
     /// Disk for runs that are uploaded or stay local, in bytes; what waits for upload is kept beyond it.
     #[arg(long, env = "PARAPET_SPOOL_BYTES", default_value_t = 1 << 30)]
     pub spool_bytes: u64,
@@ -74,10 +100,8 @@ pub struct Options {
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let config = Config::from_env(|name| std::env::var(name).ok()).context("the LangSmith variables")?;
-    if std::env::var("REDIS_URL").is_ok_and(|url| !url.is_empty()) {
-        tracing::warn!("REDIS_URL is set, but the Redis store does not exist yet: the embedded cache is used");
-    }
-    let sidecar = start(options, config).await?;
+    let exports = Exports::from_env(|name| std::env::var(name).ok(), &config).context("the OpenTelemetry variables")?;
+    let sidecar = start(options, config, exports).await?;
     tracing::info!("sidecar ready: http://{}", sidecar.address);
     sidecar.until(terminated()?).await
 }
@@ -98,7 +122,7 @@ pub struct Sidecar {
 ///
 /// # Errors
 /// When another sidecar holds the data directory, the port is taken, or something stored cannot be read.
-pub async fn start(options: Options, mut config: Config) -> anyhow::Result<Sidecar> {
+pub async fn start(options: Options, mut config: Config, mut exports: Exports) -> anyhow::Result<Sidecar> {
     let data = options.data_dir.clone();
     for dir in ["", "log", "spool", "audit", "cache", "run"] {
         let dir = data.join(dir);
@@ -107,36 +131,56 @@ pub async fn start(options: Options, mut config: Config) -> anyhow::Result<Sidec
     let lock = lock(&data)?;
     let key = Key::load_or_make(&data.join("audit/key")).context("the key of text hashes cannot be read")?;
     config.shape.key = Some(Arc::new(key));
+    if let Some(otlp) = &mut exports.otlp {
+        otlp.shape.runs.key.clone_from(&config.shape.key);
+    }
     let wanted = SocketAddr::new(options.listen, options.port);
     let listener = TcpListener::bind(wanted)
         .await
         .with_context(|| format!("{wanted} cannot be listened on; set PARAPET_SIDECAR_PORT to a free port"))?;
     let address = listener.local_addr()?;
 
+    let als_listener = match options.als_port {
+        0 => None,
+        port => {
+            let wanted = SocketAddr::new(options.listen, port);
+            let listener = TcpListener::bind(wanted).await;
+            Some(
+                listener
+                    .with_context(|| format!("{wanted} cannot be listened on; set PARAPET_ALS_PORT to a free port"))?,
+            )
+        }
+    };
+
     let metrics = Arc::new(Metrics::new());
-    let opening = (options.clone(), config.clone(), Arc::clone(&metrics));
-    let stores = tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, opening.2)).await??;
-    let Stores { spool, index, audit, cache, feedback, position } = stores;
+    let opening = (options.clone(), config.clone(), exports.clone(), Arc::clone(&metrics));
+    let stores =
+        tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, &opening.2, opening.3)).await??;
+    let Stores { spool, index, board, audit, cache, feedback, otlp_letters, position } = stores;
 
     let access_log = options.access_log.clone().unwrap_or_else(|| data.join("log/access.jsonl"));
     let resume =
         position.load().context("the access log's position; remove the file to read the log from its start")?;
+    let admin = options.admin_url.clone().unwrap_or_else(|| format!("http://127.0.0.1:{}", options.admin_port));
     let rotator = if options.rotate_bytes == 0 {
         None
     } else {
-        let admin = options.admin_url.clone().unwrap_or_else(|| format!("http://127.0.0.1:{}", options.admin_port));
         Some(Rotator::new(access_log.clone(), options.rotate_bytes, &admin, Arc::clone(&metrics))?)
     };
     let stop = Arc::new(Stop::default());
     let (pipeline_alive, pipeline_ended) = oneshot::channel();
+    let (entrance, arrivals) = als::arrivals::channel(ARRIVALS_BYTES);
     let pipeline = Pipeline {
+        arrivals: als_listener.is_some().then_some(arrivals),
         tail: Tail::new(tail::Options::new(access_log), resume),
         position,
         spool: Arc::clone(&spool),
         index: Arc::clone(&index),
+        others: Index::new(pipeline::OTHERS),
         audit,
         cache: Arc::clone(&cache),
         metrics: Arc::clone(&metrics),
+        board: Arc::clone(&board),
         rotator,
         stop: Arc::clone(&stop),
         sampled: None,
@@ -148,6 +192,11 @@ pub async fn start(options: Options, mut config: Config) -> anyhow::Result<Sidec
 
     let (stop_tasks, stopping) = watch::channel(false);
     let mut tasks = Vec::new();
+    if let Some(listener) = als_listener {
+        tracing::info!("Envoy's gRPC access logs are taken at {}", listener.local_addr()?);
+        let server = als::server::Server { entrance, metrics: Arc::clone(&metrics) };
+        tasks.push(tokio::spawn(server.run(listener, stopping.clone())));
+    }
     let config = Arc::new(config);
     let sender = |destination| send::Sender {
         feedback: Arc::clone(&feedback),
@@ -157,18 +206,39 @@ pub async fn start(options: Options, mut config: Config) -> anyhow::Result<Sidec
         invisible: send::INVISIBLE,
         stop: stopping.clone(),
     };
+    if let Some(otlp) = exports.otlp.clone() {
+        tracing::info!("spans are exported to {}", otlp.endpoint);
+        let exporter = Exporter {
+            client: Arc::new(otlp::Client::new(otlp)?),
+            sampling: Arc::clone(&config),
+            queue: spool.queue(OTLP),
+            dead_letters: otlp_letters,
+            metrics: Arc::clone(&metrics),
+            policy: Policy::default(),
+            stop: stopping.clone(),
+        };
+        tasks.push(tokio::spawn(exporter.run()));
+    }
+    if !exports.langsmith && exports.otlp.is_none() {
+        tracing::info!(
+            "no LANGSMITH_API_KEY, LANGSMITH_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT: runs stay in {}",
+            data.join("spool").display()
+        );
+    }
     if !config.uploads() {
-        tracing::info!("no LANGSMITH_API_KEY or LANGSMITH_ENDPOINT: runs stay in {}", data.join("spool").display());
         tasks.push(tokio::spawn(sender(None).run()));
     }
     let dead_letters = Arc::new(DeadLetters::new(&data.join("spool")));
     for destination in &config.destinations {
-        tracing::info!("runs are uploaded to {} as project `{}`", destination.endpoint, destination.project);
         let client = Arc::new(Client::new(&config, destination)?);
         let name = destination.name.clone();
         let (receiver, letters) = (Arc::clone(&client), Arc::clone(&dead_letters));
         let receiver = send::Destination { name: name.clone(), client: receiver, dead_letters: letters };
         tasks.push(tokio::spawn(sender(Some(receiver)).run()));
+        if !exports.langsmith {
+            continue;
+        }
+        tracing::info!("runs are uploaded to {} as project `{}`", destination.endpoint, destination.project);
         let delivery = Delivery {
             destination: name,
             client,
@@ -189,7 +259,18 @@ pub async fn start(options: Options, mut config: Config) -> anyhow::Result<Sidec
     }
     let load = Arc::new(Watch::new("vllm", options.vllm_url.as_deref().unwrap_or_default())?);
     tasks.push(tokio::spawn(Arc::clone(&load).run(stop_tasks.subscribe())));
-    let shared = http::Shared { load, metrics, spool, cache, feedback, config };
+    let pages = dashboard::Shared {
+        board,
+        limits: dashboard::limits_source(options.envoy_config.unwrap_or_else(|| data.join("run/envoy.yaml"))),
+        envoy: Arc::new(Envoy::new(&admin)?),
+        metrics: Arc::clone(&metrics),
+        spool: Arc::clone(&spool),
+        cache: Arc::clone(&cache),
+        feedback: Arc::clone(&feedback),
+        upload: uploads_to(&config, &exports),
+    };
+    let hosts = dashboard::hosts::Hosts::new(options.listen, &options.hosts);
+    let shared = http::Shared { load, metrics, spool, cache, feedback, config, pages, hosts };
     Ok(Sidecar { address, listener, shared, stop, stop_tasks, pipeline_ended, tasks, _lock: lock })
 }
 
@@ -236,41 +317,64 @@ impl Sidecar {
 struct Stores {
     spool: Arc<Spool>,
     index: Arc<Mutex<Index>>,
+    board: Arc<Board>,
     audit: Audit,
     cache: Arc<Store>,
     feedback: Arc<Feedback>,
+    otlp_letters: otlp_letters::DeadLetters,
     position: PositionFile,
 }
 
 impl Stores {
-    fn open(options: &Options, config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    fn open(options: &Options, config: &Config, exports: &Exports, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let data = &options.data_dir;
         let destinations: Vec<String> = config.destinations.iter().map(|to| to.name.clone()).collect();
+        let uploads = destinations.iter().filter(|_| exports.langsmith).cloned();
+        let otlp = exports.otlp.as_ref().map(|_| OTLP.to_owned());
         let spool = Spool::open(spool::Options {
             dir: data.join("spool"),
             segment_bytes: (options.spool_bytes / 16).clamp(64 * 1024, 16 << 20),
             max_bytes: options.spool_bytes,
             retention: Duration::from_secs(options.retention_hours.saturating_mul(3600)),
-            destinations: destinations.clone(),
+            destinations: uploads.chain(otlp).collect(),
         })
         .with_context(|| format!("the spool in {} cannot be opened", data.join("spool").display()))?;
         let mut index = Index::new(index::CAPACITY);
-        pipeline::rebuild(&spool, &mut index).context("the spool cannot be read")?;
+        let board = Arc::new(Board::default());
+        pipeline::rebuild(&spool, &mut index, &board).context("the spool cannot be read")?;
         let index = Arc::new(Mutex::new(index));
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let cache = Embedded::open(&data.join("cache/entries.jsonl"), options.cache_bytes, now_s)
             .context("the cache's file cannot be opened")?;
+        let shared = options.redis_url.as_deref().map(str::trim).filter(|url| !url.is_empty());
+        let shared = shared.map(|url| Redis::new(url, &options.redis_prefix, Arc::clone(&metrics))).transpose()?;
         let queue = Queue::open(&data.join("spool/feedback.jsonl"), &destinations)
             .context("the feedback queue cannot be opened")?;
         Ok(Self {
             spool: Arc::new(spool),
             audit: Audit::open(&data.join("audit"))?,
-            cache: Arc::new(Store::Embedded(cache)),
+            cache: Arc::new(Store::new(cache, shared)),
             feedback: Arc::new(Feedback::new(queue, Arc::clone(&index), metrics)),
             index,
+            board,
+            otlp_letters: otlp_letters::DeadLetters::open(&data.join("spool/dead-letters-otlp.jsonl"))
+                .context("the OTLP export's dead-letter file cannot be opened")?,
             position: PositionFile::new(data.join("run/accesslog-position.json")),
         })
     }
+}
+
+/// Where runs go, for people.
+fn uploads_to(config: &Config, exports: &Exports) -> Option<String> {
+    let langsmith = config.destinations.iter().filter(|_| exports.langsmith);
+    let mut all: Vec<&str> = langsmith.map(|destination| destination.endpoint.as_str()).collect();
+    all.extend(exports.otlp.iter().map(|_| "OpenTelemetry's collector"));
+    (!all.is_empty()).then(|| all.join(", "))
+}
+
+/// An empty variable counts as absent: that is how compose files pass what is not set.
+fn port_or_none(text: &str) -> Result<u16, std::num::ParseIntError> {
+    if text.is_empty() { Ok(0) } else { text.parse() }
 }
 
 /// Two sidecars in one data directory would each upload half and corrupt the rest.

@@ -10,6 +10,8 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
+use std::process::{Child, Command, Stdio};
 
 use futures_util::future::join_all;
 use parapet::sim::langsmith::LangSmith;
@@ -220,4 +222,76 @@ async fn a_killed_sidecar_goes_on_where_it_was() {
         sidecar = OwnSidecar::start(&stack, port);
     }
     arrive(&stack, &ids).await;
+}
+
+/// A sidecar of one's own that rotates the log all the time.
+struct Rotating(Child);
+
+impl Rotating {
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Rotating {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn rotating(stack: &Stack, port: u16) -> Rotating {
+    let child = Command::new(env!("CARGO_BIN_EXE_parapet"))
+        .arg("sidecar")
+        .env_clear()
+        .env("PARAPET_DATA_DIR", stack.data().with_file_name("sidecar"))
+        .env("PARAPET_ACCESS_LOG", stack.data().join("log/access.jsonl"))
+        .env("PARAPET_ADMIN_URL", format!("http://{}", stack.admin))
+        .env("PARAPET_SIDECAR_PORT", port.to_string())
+        .env("PARAPET_ROTATE_BYTES", "20000")
+        .env("LANGSMITH_ENDPOINT", stack.langsmith().url())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    Rotating(child)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_log_rotated_the_sidecar_killed_and_envoy_restarted_each_request_is_one_trace() {
+    let port = free_port();
+    let mut stack = Stack::builder().env("PARAPET_SIDECAR_URL", &format!("http://127.0.0.1:{port}")).start().await;
+    let mut ids = BTreeSet::new();
+    for round in 0..4 {
+        let mut sidecar = rotating(&stack, port);
+        let loaded = async {
+            ids.extend(questions(&stack, 30).await);
+            ids.extend(questions(&stack, 30).await);
+        };
+        let killed = async {
+            let log = stack.data().join("log/access.jsonl");
+            let file = || std::fs::metadata(&log).ok().map(|metadata| metadata.ino());
+            let (before, first) = (stack.langsmith().runs().len(), file());
+            eventually("runs arrive", async || (stack.langsmith().runs().len() > before).then_some(())).await;
+            // Of its two halves one is killed before the rotation, one behind it.
+            if round % 2 == 0 {
+                eventually("the log is rotated", async || (file() != first).then_some(())).await;
+            }
+            sidecar.kill();
+        };
+        tokio::join!(loaded, killed);
+        if round == 1 {
+            stack.restart().await;
+        }
+    }
+    let _sidecar = rotating(&stack, port);
+    arrive(&stack, &ids).await;
+    let first = ids.first().unwrap();
+    eventually("what is uploaded goes from the log", async || {
+        questions(&stack, 2).await;
+        let logs = std::fs::read_dir(stack.data().join("log")).unwrap().map(|entry| entry.unwrap().path());
+        let text: String = logs.map(|path| std::fs::read_to_string(path).unwrap_or_default()).collect();
+        (!text.contains(first)).then_some(())
+    })
+    .await;
 }

@@ -39,7 +39,7 @@ pub(crate) struct Plan {
     pub(crate) stagger_us: u64,
     /// No conversation is sent twice, so that no verdict is remembered.
     pub(crate) fresh: bool,
-    /// The guard reads its prompts, and a token is four bytes of text.
+    /// The guard reads its prompts, and a token is five bytes of text.
     pub(crate) reads: bool,
     /// Tokens of a sentence, with `reads`; 0: sentences never end.
     pub(crate) sentence: u32,

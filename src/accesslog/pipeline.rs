@@ -15,8 +15,10 @@ use super::line::{self, Line, Skipped};
 use super::position::PositionFile;
 use super::rotate::Rotator;
 use super::tail::{Polled, Tail};
+use crate::als::arrivals::Arrivals;
 use crate::audit::Audit;
 use crate::cache::{self, Store};
+use crate::dashboard::Board;
 use crate::langsmith::tree;
 use crate::metrics::Metrics;
 use crate::spool::Spool;
@@ -28,6 +30,8 @@ const BATCH_BYTES: usize = 4 << 20;
 const IDLE: Duration = Duration::from_millis(20);
 const RETRY: Duration = Duration::from_secs(1);
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Records without runs that are remembered: the two sources are seconds apart.
+pub const OTHERS: usize = 16_384;
 /// Lines that could not be used are logged at most so often.
 const SAMPLE: Duration = Duration::from_secs(10);
 
@@ -55,12 +59,17 @@ impl Stop {
 
 pub struct Pipeline {
     pub tail: Tail,
+    /// Lines that come over the network; they have no position.
+    pub arrivals: Option<Arrivals>,
     pub position: PositionFile,
     pub spool: Arc<Spool>,
     pub index: Arc<Mutex<Index>>,
+    /// Records that make no runs: nobody looks them up, but both sources may bring them.
+    pub others: Index,
     pub audit: Audit,
     pub cache: Arc<Store>,
     pub metrics: Arc<Metrics>,
+    pub board: Arc<Board>,
     pub rotator: Option<Rotator>,
     pub stop: Arc<Stop>,
     pub sampled: Option<Instant>,
@@ -87,16 +96,35 @@ impl Pipeline {
                 }
             }
         }
+        // What came over the network is nowhere else.
+        while self.receive() == Some(true) {}
     }
 
     /// One read and all its effects. False when there was nothing new, or when told to end in the middle.
     pub fn step(&mut self) -> io::Result<bool> {
+        let Some(received) = self.receive() else { return Ok(false) };
         let polled = self.tail.poll(BATCH_BYTES)?;
         self.metrics.backlog(self.tail.backlog());
         if polled.is_idle() {
-            return Ok(false);
+            return Ok(received);
         }
         Ok(self.take(&polled).is_some())
+    }
+
+    /// Takes what has arrived; whether there was anything, none when told to end in the middle.
+    fn receive(&mut self) -> Option<bool> {
+        let arrived = self.arrivals.as_mut().map(|arrivals| arrivals.take(BATCH_BYTES)).unwrap_or_default();
+        if arrived.is_empty() {
+            return Some(false);
+        }
+        let mut polled = Polled::default();
+        let mut rooms = Vec::with_capacity(arrived.len());
+        for one in arrived {
+            let (line, room) = one.split();
+            polled.lines.push(line);
+            rooms.push(room);
+        }
+        self.take(&polled).map(|()| true)
     }
 
     fn take(&mut self, polled: &Polled) -> Option<()> {
@@ -126,7 +154,7 @@ impl Pipeline {
             .map(|((text, _), _)| *text)
             .collect();
         waiting.retry("spool", || self.spool.append(&spooled))?;
-        self.remember(&lines, &fresh);
+        remember_all(&self.index, &mut self.others, &lines, &fresh);
 
         let audited = waiting.retry("audit log", || self.audit.append(&lines))?;
         audited.into_iter().for_each(|side| self.metrics.audited(side.name()));
@@ -146,6 +174,7 @@ impl Pipeline {
         for (line, fresh) in lines.iter().zip(fresh) {
             if fresh {
                 self.metrics.record(&line.record);
+                self.board.add(line.id, &line.record);
             } else {
                 self.metrics.duplicate();
             }
@@ -157,14 +186,8 @@ impl Pipeline {
     fn fresh(&self, lines: &[Line]) -> Vec<bool> {
         let index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch: HashSet<Uuid> = HashSet::new();
-        lines.iter().map(|line| index.get(line.id).is_none() && batch.insert(line.id)).collect()
-    }
-
-    fn remember(&self, lines: &[Line], fresh: &[bool]) {
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        for (line, _) in lines.iter().zip(fresh).filter(|(line, fresh)| **fresh && line.is_run()) {
-            remember(&mut index, line);
-        }
+        let known = |id| index.get(id).is_some() || self.others.get(id).is_some();
+        lines.iter().map(|line| !known(line.id) && batch.insert(line.id)).collect()
     }
 
     fn note(&mut self, polled: &Polled) {
@@ -208,13 +231,21 @@ impl Pipeline {
     }
 }
 
-/// Fills the index from what the spool kept.
-pub fn rebuild(spool: &Spool, index: &mut Index) -> io::Result<()> {
+/// Fills the index and the dashboard from what the spool kept.
+pub fn rebuild(spool: &Spool, index: &mut Index, board: &Board) -> io::Result<()> {
     spool.for_each(|bytes| {
         if let Ok((line, _)) = line::parse(bytes) {
             remember(index, &line);
+            board.add(line.id, &line.record);
         }
     })
+}
+
+fn remember_all(index: &Mutex<Index>, others: &mut Index, lines: &[Line], fresh: &[bool]) {
+    let mut index = index.lock().unwrap_or_else(PoisonError::into_inner);
+    for (line, _) in lines.iter().zip(fresh).filter(|(_, fresh)| **fresh) {
+        remember(if line.is_run() { &mut index } else { others }, line);
+    }
 }
 
 fn remember(index: &mut Index, line: &Line) {

@@ -92,6 +92,11 @@ impl Embedded {
         self.compact()
     }
 
+    /// Keeps an entry in memory alone: its own store has it for good.
+    pub fn remember(&self, key: &str, json: &Bytes, entry: &Entry, now_s: u64) {
+        self.memory().put(key, json.clone(), entry, now_s);
+    }
+
     pub fn size(&self) -> (u64, u64) {
         let memory = self.memory();
         (memory.entries.len() as u64, memory.bytes)

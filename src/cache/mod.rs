@@ -1,6 +1,7 @@
 //! The exact cache's store: answers by key, asked by the gateway, filled from the access log.
 
 pub mod embedded;
+pub mod redis;
 
 use std::io;
 
@@ -9,33 +10,43 @@ use parapet_engine::cache::Entry;
 use parapet_engine::record::Record;
 
 use embedded::Embedded;
+use redis::Redis;
 
-/// Where entries live. One backend today; Redis becomes the second variant.
+/// Where entries live: in this process, and in a Redis that others share.
 #[derive(Debug)]
-pub enum Store {
-    Embedded(Embedded),
+pub struct Store {
+    memory: Embedded,
+    shared: Option<Redis>,
 }
 
 impl Store {
-    /// The entry's JSON, unless it is unknown or too old at `now_s` (seconds since the Unix epoch).
-    pub fn get(&self, key: &str, now_s: u64) -> Option<Bytes> {
-        match self {
-            Self::Embedded(store) => store.get(key, now_s),
+    pub const fn new(memory: Embedded, shared: Option<Redis>) -> Self {
+        Self { memory, shared }
+    }
+
+    /// The entry's JSON, unless it is unknown or too old at `now_s` (seconds since the Unix epoch). What memory has is
+    /// not asked for elsewhere.
+    pub async fn get(&self, key: &str, now_s: u64) -> Option<Bytes> {
+        if let Some(found) = self.memory.get(key, now_s) {
+            return Some(found);
         }
+        let (json, entry) = self.shared.as_ref()?.get(key, now_s).await?;
+        self.memory.remember(key, &json, &entry, now_s);
+        Some(json)
     }
 
     /// Stores entries. The same entries again change nothing.
     pub fn put(&self, entries: &[(String, Entry)], now_s: u64) -> io::Result<()> {
-        match self {
-            Self::Embedded(store) => store.put(entries, now_s),
+        if let Some(shared) = &self.shared {
+            let live = entries.iter().filter(|(_, entry)| entry.expires_s > now_s);
+            live.for_each(|(key, entry)| shared.offer(key, entry));
         }
+        self.memory.put(entries, now_s)
     }
 
-    /// Entries and bytes.
+    /// Entries and bytes in this process.
     pub fn size(&self) -> (u64, u64) {
-        match self {
-            Self::Embedded(store) => store.size(),
-        }
+        self.memory.size()
     }
 }
 

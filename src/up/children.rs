@@ -17,7 +17,7 @@ const COMMON: [&str; 8] = ["PATH", "HOME", "TZ", "LANG", "TMPDIR", "RUST_LOG", "
 /// What the sidecar has no business with: it never speaks to a model.
 const PROVIDER_KEYS: [&str; 3] = ["VLLM_API_KEY", "OPENAI_API_KEY", "LLAMAGUARD_API_KEY"];
 /// What Envoy has no business with, whatever a configuration asks for.
-const TRACING_PREFIXES: [&str; 2] = ["LANGSMITH_", "LANGCHAIN_"];
+const SIDECARS_PREFIXES: [&str; 4] = ["LANGSMITH_", "LANGCHAIN_", "OTEL_", "REDIS_"];
 /// Both sides of the simulated OpenAI know this key.
 const DEMONSTRATION_KEY: &str = "sk-demonstration-only";
 
@@ -158,7 +158,7 @@ pub(super) fn envoy(
 ) -> Program {
     let mut environment = common();
     for variable in document.host_env_keys() {
-        if TRACING_PREFIXES.iter().any(|prefix| variable.starts_with(prefix)) {
+        if SIDECARS_PREFIXES.iter().any(|prefix| variable.starts_with(prefix)) {
             continue;
         }
         let value = keys.get(&variable).cloned().or_else(|| std::env::var_os(&variable));

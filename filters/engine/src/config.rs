@@ -73,6 +73,19 @@ pub struct Model {
     /// The Envoy cluster whose priorities are the chain without its first.
     pub spill_cluster: Option<String>,
     pub chain: Vec<Link>,
+    pub affinity: Affinity,
+}
+
+/// Which requests go to the same replica of a provider.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Affinity {
+    /// Each goes where there is room.
+    #[default]
+    None,
+    /// Those with the same opening, which the replica's prefix cache then holds.
+    Prefix,
+    /// Those of the same session; without one, as [`Affinity::Prefix`].
+    Session,
 }
 
 /// One provider of a model's chain.

@@ -133,7 +133,7 @@ pub struct Reply {
 
 /// How long a client is given to end its connection itself after a stream's ending, in microseconds. Envoy lets no filter
 /// end a response before its provider does, so what is cut then ends irregularly.
-pub const GRACE_US: u64 = 10_000;
+pub const GRACE_US: u64 = 5_000;
 
 /// How the shell treats a response's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects))]
 
 pub mod admission;
+pub mod affinity;
 pub mod answer;
 pub mod cache;
 pub mod chat;

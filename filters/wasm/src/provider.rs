@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use parapet_engine::affinity;
 use parapet_engine::flow::ATTEMPT;
 use parapet_engine::hedge::Start;
 use parapet_engine::provider::{self, Ask, FirstToken, Gate, Target};
@@ -69,7 +70,8 @@ impl ProviderStream {
             (":path", Some(target.path())),
             (":authority", Some(target.provider.authority.clone())),
             ("authorization", authorization.map(str::to_owned)),
-            // The router's own notes, written after the gateway filter's turn.
+            // The router's own notes, written after the gateway filter's turn, and what it chose the replica by.
+            (affinity::HEADER, None),
             ("x-envoy-attempt-count", None),
             ("x-envoy-expected-rq-timeout-ms", None),
         ];

@@ -39,18 +39,22 @@ fn pipeline(dir: &Path) -> Pipeline {
     })
     .unwrap();
     let mut index = Index::new(index::CAPACITY);
-    rebuild(&spool, &mut index).unwrap();
+    let board = Arc::new(Board::default());
+    rebuild(&spool, &mut index, &board).unwrap();
     let position = PositionFile::new(dir.join("position.json"));
     let resume = position.load().unwrap();
     let options = tail::Options { grace: Duration::ZERO, ..tail::Options::new(dir.join("access.jsonl")) };
     Pipeline {
+        arrivals: None,
         tail: Tail::new(options, resume),
         position,
         spool: Arc::new(spool),
         index: Arc::new(Mutex::new(index)),
+        others: Index::new(OTHERS),
         audit: Audit::open(&dir.join("audit")).unwrap(),
-        cache: Arc::new(Store::Embedded(Embedded::open(&dir.join("cache.jsonl"), 1 << 20, 0).unwrap())),
+        cache: Arc::new(Store::new(Embedded::open(&dir.join("cache.jsonl"), 1 << 20, 0).unwrap(), None)),
         metrics: Arc::new(Metrics::new()),
+        board,
         rotator: None,
         stop: Arc::new(Stop::default()),
         sampled: None,
@@ -88,7 +92,7 @@ fn every_line_has_its_effects_once_and_bad_lines_hold_nothing_up() {
     assert_eq!(spooled(&pipeline), ids(0..3));
     assert_eq!(pipeline.spool.stats().waiting, 3);
     assert_eq!(crate::audit::verify(&dir.path().join("audit/audit.jsonl")).unwrap().lines, 3);
-    assert!(pipeline.cache.get(&format!("{:064x}", 1), 0).is_some());
+    assert_eq!(pipeline.cache.size().0, 3);
     let text = pipeline.metrics.encode().unwrap();
     for expected in [
         "parapet_accesslog_records_total 4",
@@ -172,4 +176,36 @@ fn a_write_that_fails_is_tried_again_and_the_position_waits() {
     stop.stop();
     thread.join().unwrap();
     assert!(dir.path().join("position.json").exists());
+}
+
+#[tokio::test]
+async fn a_line_that_both_sources_bring_counts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (entrance, arrivals) = crate::als::arrivals::channel(1 << 20);
+    let mut pipeline = Pipeline { arrivals: Some(arrivals), ..pipeline(dir.path()) };
+    let health = wrap(&json!({"v": 1, "id": id(99), "api": "health", "status": 200}).to_string());
+    for line in [record(0), "garbage".to_owned(), record(1), health.clone()] {
+        assert!(entrance.put(line.into_bytes()).await);
+    }
+    write(dir.path(), &[record(1), health, record(2)].map(|line| line + "\n").concat());
+    drain(&mut pipeline);
+    assert!(entrance.put(record(2).into_bytes()).await);
+    drain(&mut pipeline);
+    assert_eq!(spooled(&pipeline), ids(0..3));
+    let text = pipeline.metrics.encode().unwrap();
+    for line in ["parapet_accesslog_records_total 4", "parapet_accesslog_duplicates_total 3"] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn what_has_arrived_before_the_end_is_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let (entrance, arrivals) = crate::als::arrivals::channel(1 << 20);
+    let pipeline = Pipeline { arrivals: Some(arrivals), ..pipeline(dir.path()) };
+    let spool = Arc::clone(&pipeline.spool);
+    assert!(entrance.put(record(0).into_bytes()).await);
+    pipeline.stop.stop();
+    pipeline.run();
+    assert_eq!(spool.stats().lines, 1);
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::item::{Choice, Item, Read};
 use super::{
-    Audit, Cache, Categories, Config, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link, Media, Model,
-    OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar, Spill, Trace,
+    Affinity, Audit, Cache, Categories, Config, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link,
+    Media, Model, OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar, Spill, Trace,
 };
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
@@ -82,15 +82,21 @@ impl Read for Price {
 impl Read for Model {
     #[inline(never)]
     fn read(item: &Item<'_>) -> Self {
-        let section = item.section(&["name", "aliases", "cluster", "spill_cluster", "chain"]);
+        let section = item.section(&["name", "aliases", "cluster", "spill_cluster", "chain", "affinity"]);
         Self {
             name: section.required("name"),
             aliases: section.or("aliases", Vec::new()),
             cluster: section.required("cluster"),
             spill_cluster: section.optional("spill_cluster"),
             chain: section.required("chain"),
+            affinity: section.or("affinity", Affinity::default()),
         }
     }
+}
+
+impl Choice for Affinity {
+    const CHOICES: &'static [(&'static str, Self)] =
+        &[("none", Self::None), ("prefix", Self::Prefix), ("session", Self::Session)];
 }
 
 impl Read for Link {

@@ -27,6 +27,8 @@ pub struct Exchange {
     pub(super) body: Vec<u8>,
     pub(super) request_id: Option<String>,
     pub(super) timing: Timing,
+    /// What chooses a replica.
+    pub(super) affinity: Option<String>,
     pub(super) input: Input,
     /// It has parts that no guard is shown, and its policy lets them through.
     pub(super) unseen: bool,

@@ -8,6 +8,7 @@ use super::request::{Caller, WireName};
 use super::send::{self, Timing};
 use super::verdict::AUDIT_BYTES;
 use super::{Context, Effect, Flow, State, respond};
+use crate::affinity;
 use crate::cache;
 use crate::config::{Config, InputMode, Media, Policy};
 use crate::conversation::Conversation;
@@ -119,6 +120,7 @@ impl Flow {
             body: openai::write_for_provider(conversation, openai::Edits { model: &first.model }),
             request_id: caller.request_id.clone(),
             timing: Timing::new(index, conversation, prompt_tokens, policy, deadline, context),
+            affinity: affinity::key(model.affinity, &caller.principal, self.record.session.as_deref(), conversation),
             input: Input::Off,
             unseen: unseen.is_some(),
             said: policy.audit.text.then(|| conversation.latest(AUDIT_BYTES)),

@@ -2,6 +2,7 @@
 
 use super::exchange::Exchange;
 use super::{Context, Effect, Flow};
+use crate::affinity;
 use crate::config::{Config, Model, Policy};
 use crate::conversation::Conversation;
 use crate::deadline::Deadline;
@@ -131,13 +132,10 @@ fn head(exchange: &Exchange, body_bytes: usize, context: &Context<'_>) -> Vec<(&
         headers.push(("x-envoy-upstream-rq-per-try-timeout-ms", exchange.timing.hedge_ms.max(1).to_string()));
         headers.push(("x-envoy-hedge-on-per-try-timeout", "true".to_owned()));
     }
-    if links > 2 {
-        // The route's own number is meant for two providers.
-        headers.push(("x-envoy-max-retries", links.saturating_sub(1).to_string()));
-    }
     if let Some(left_ms) = exchange.timing.deadline.left_ms(context.now_us) {
         headers.push(("x-envoy-upstream-rq-timeout-ms", left_ms.max(1).to_string()));
     }
     headers.extend(exchange.request_id.clone().map(|id| ("x-request-id", id)));
+    headers.extend(exchange.affinity.clone().map(|key| (affinity::HEADER, key)));
     headers
 }

@@ -12,7 +12,7 @@ use crate::record::GuardRecord;
 
 /// How long the categories of a stream that has got its ending are waited for: its provider is cut off within 50 ms of
 /// the verdict, and nobody hears of them afterwards.
-const AFTER_CUT_MS: u64 = 30;
+const AFTER_CUT_MS: u64 = 25;
 
 /// Bytes of a judged text in the record.
 pub(super) const AUDIT_BYTES: usize = 8_000;

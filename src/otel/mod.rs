@@ -1,0 +1,14 @@
+//! OpenTelemetry: the record's spans after the GenAI conventions (v1.41), and their export by OTLP/HTTP.
+//!
+//! The spool is the queue, with a progress of the export's own; ids are made of the record alone, so that what is sent
+//! again is the same span.
+
+pub mod client;
+pub mod config;
+pub mod context;
+pub mod dead_letter;
+pub mod export;
+mod messages;
+pub mod proto;
+mod span;
+pub mod tree;
