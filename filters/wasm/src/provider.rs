@@ -74,8 +74,6 @@ impl ProviderStream {
             (affinity::HEADER, None),
             ("x-envoy-attempt-count", None),
             ("x-envoy-expected-rq-timeout-ms", None),
-            // What it chose the replica by.
-            (affinity::HEADER, None),
         ];
         if target.body_fits {
             head.push(("content-length", Some(ask.body_bytes.to_string())));
