@@ -29,11 +29,11 @@ async fn until(watch: &Watch, expected: &str) {
 async fn the_least_busy_replica_speaks_for_the_provider_and_a_silent_one_is_forgotten() {
     let (full, free) = (busy(9, 0.95).await, busy(1, 0.5).await);
     let (watch, _stop) = watching(&format!("{}/v1, {}", full.url(), free.url())).await;
-    until(&watch, "vllm 1 0.5\n").await;
+    until(&watch, "vllm 1 500\n").await;
     free.set_faults(Faults { waiting: Some(12), kv_cache: Some(0.99), ..Faults::default() }).unwrap();
-    until(&watch, "vllm 9 0.95\n").await;
+    until(&watch, "vllm 9 950\n").await;
     full.stop().await;
-    until(&watch, "vllm 12 0.99\n").await;
+    until(&watch, "vllm 12 990\n").await;
     free.stop().await;
     until(&watch, "").await;
 }
@@ -44,14 +44,14 @@ async fn nobody_is_polled_before_somebody_asks() {
     let (watch, _stop) = watching(&vllm.url()).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(vllm.requests().is_empty());
-    until(&watch, "vllm 1 0.1\n").await;
+    until(&watch, "vllm 1 100\n").await;
 }
 
 #[tokio::test]
 async fn the_gateway_reads_what_is_reported() {
     let vllm = busy(5, 0.9).await;
     let (watch, _stop) = watching(&vllm.url()).await;
-    until(&watch, "vllm 5 0.9\n").await;
+    until(&watch, "vllm 5 900\n").await;
     let mut loads = Loads::default();
     loads.hear(&watch.report(), 0);
     assert!(loads.is_full("vllm", &Spill { waiting: Some(5), kv_cache: None }, 0));

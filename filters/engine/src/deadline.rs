@@ -22,6 +22,9 @@ pub fn asked(value: Option<&[u8]>) -> Result<Option<u64>, Refusal> {
     })
 }
 
+/// Envoy's timers run early by so much at most, by the filter's clock.
+const TIMER_US: u64 = 10_000;
+
 /// When a request has to be over; `None`: it may take what it takes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Deadline(Option<u64>);
@@ -43,6 +46,12 @@ impl Deadline {
     #[must_use]
     pub fn is_over(self, now_us: u64) -> bool {
         self.left_ms(now_us) == Some(0)
+    }
+
+    /// As [`Deadline::is_over`] where one of Envoy's timers says when it is.
+    #[must_use]
+    pub fn has_run_out(self, now_us: u64) -> bool {
+        self.is_over(now_us.saturating_add(TIMER_US))
     }
 
     /// The limit of a callout: its own, or what is left. Never 0, which Envoy takes for no limit.
@@ -102,6 +111,7 @@ mod tests {
             let deadline = Deadline::new(0, client, operator);
             assert_eq!((deadline.left_ms(now_us), deadline.bound_ms(5000, now_us)), (left, bound));
             assert_eq!(deadline.is_over(now_us), left == Some(0));
+            assert_eq!(deadline.has_run_out(now_us), left.is_some_and(|left| left <= 10));
         }
     }
 }

@@ -70,11 +70,10 @@ impl ProviderStream {
             (":path", Some(target.path())),
             (":authority", Some(target.provider.authority.clone())),
             ("authorization", authorization.map(str::to_owned)),
-            // The router's own notes, written after the gateway filter's turn.
+            // The router's own notes, written after the gateway filter's turn, and what it chose the replica by.
+            (affinity::HEADER, None),
             ("x-envoy-attempt-count", None),
             ("x-envoy-expected-rq-timeout-ms", None),
-            // What it chose the replica by.
-            (affinity::HEADER, None),
         ];
         if target.body_fits {
             head.push(("content-length", Some(ask.body_bytes.to_string())));

@@ -336,7 +336,7 @@ fn the_load_is_asked_for_beside_the_canary_and_a_full_provider_is_passed_over() 
     let question = host.pending_callout("sidecar");
     assert_eq!(question.headers.get(":path"), Some("/internal/load"));
     say(&host, &host.pending_callout("guard"), "unsafe");
-    host.answer(&question, 200, [], b"vllm 4 0.1\n");
+    host.answer(&question, 200, [], b"vllm 4 100\n");
     assert_eq!(cluster().as_deref(), Some("rest"));
     let period = vm.tick_period("gateway").unwrap();
     assert!(period.as_millis().abs_diff(250) <= 1, "{period:?}");
@@ -349,7 +349,7 @@ fn the_load_is_asked_for_beside_the_canary_and_a_full_provider_is_passed_over() 
     assert_eq!(cluster().as_deref(), Some("chain"));
     host.advance(period);
     vm.tick("gateway");
-    host.answer(&host.pending_callout("sidecar"), 200, [], b"vllm 9 0.1\n");
+    host.answer(&host.pending_callout("sidecar"), 200, [], b"vllm 9 100\n");
     assert_eq!(cluster().as_deref(), Some("rest"));
     assert!(host.pending_callouts().is_empty(), "the canary has had its verdict");
 }

@@ -185,7 +185,7 @@ pub(super) const fn count_call(guard_record: Option<&mut GuardRecord>) {
 
 /// No usable verdict: the guard's fault, unless the request's own time was up.
 pub(super) fn unavailable(exchange: &Exchange, now_us: u64) -> Refusal {
-    if exchange.timing.deadline.is_over(now_us) {
+    if exchange.timing.deadline.has_run_out(now_us) {
         return deadline::refusal();
     }
     Refusal::new(Reason::GuardUnavailable, "The safety check is not available; try again shortly.")

@@ -46,7 +46,7 @@ impl Flow {
             (self.record.client_aborted, self.record.truncated) = (false, true);
         }
         if self.record.status == 0 {
-            let late = exchange.timing.deadline.is_over(context.now_us.saturating_add(TIMER_US));
+            let late = exchange.timing.deadline.has_run_out(context.now_us);
             let reason = if late { Reason::UpstreamTimeout } else { Reason::UpstreamError };
             self.record.status = reason.status();
             self.record.reason = Some(reason.code().to_owned());
@@ -126,12 +126,9 @@ impl Flow {
     }
 }
 
-/// Envoy's timers run early by so much at most, by the filter's clock.
-const TIMER_US: u64 = 10_000;
-
 /// Time was up, and nobody left by himself.
 fn is_late(exchange: &Exchange, details: &[u8], context: &Context<'_>) -> bool {
-    exchange.timing.deadline.is_over(context.now_us.saturating_add(TIMER_US)) && !details.starts_with(b"downstream_")
+    exchange.timing.deadline.has_run_out(context.now_us) && !details.starts_with(b"downstream_")
 }
 
 /// What a blocked stream ended with.
