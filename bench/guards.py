@@ -113,10 +113,11 @@ class Guards:
     @staticmethod
     def promises(row, off, interval_ms, holds):
         """What the windows let expect: the first one's tokens and a call; then, as calls and windows overlap, the longer of
-        the two (to the token); at the end one call more."""
+        the two (to the token); at the end one call more, and what the call before it let pass waits with it: what leaves a
+        stream whose provider is done ends it."""
         guard_ms = row["guard_ms"]
         first = off["first"]["p50"] + ((FIRST_WINDOW - 1) * interval_ms + guard_ms if holds else 0)
-        stall = max(LAST_WINDOW * interval_ms, guard_ms) + interval_ms if holds else interval_ms
+        stall = max(LAST_WINDOW * interval_ms, 2 * guard_ms) + interval_ms if holds else interval_ms
         # What is under way at the end has to be awaited before the last text is asked about.
         return {"first_expected": first, "stall_expected": stall, "total_expected": off["total"]["p50"] + 2 * guard_ms}
 

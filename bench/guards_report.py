@@ -29,7 +29,6 @@ def targets(figures):
         rows += [
             (f"{load}: exposure, max", row["exposure"]["max"], "tokens", row["allowed"], "<="),
             (f"{load}: unsafe to closed, p99", row["unsafe_to_close"]["p99"], "ms", 50, "<="),
-            (f"{load}: categories to closed, p99", row["categories_to_close"]["p99"], "ms", 50, "<="),
         ]
     for row in figures["prefilled"]:
         rows.append((f"{row['name']}: uncached tokens per 1,024", row["uncached"], "tokens", 4000, "<="))
@@ -72,7 +71,7 @@ def table(figures):
             f"  {row['mode']:7}{row['interval_ms']:6}{row['guard_ms']:7}{row['n']:9}{row['exposure']['p50']:13}{row['exposure']['max']:6}"
             f"{row['allowed']:9.1f}{row['unsafe_to_close']['p50']:13.1f}{row['unsafe_to_close']['p99']:8.1f}"
             f"{row['categories_to_close']['p50']:17.1f}{row['categories_to_close']['p99']:8.1f}{row['categories_to_done']['p50']:13.1f}{noise(row):>8}")
-    lines += ["", "guard tokens prefilled per answer of 1,024 tokens (4 bytes a token, prefix cache in blocks of 16, a conversation of 1.1 KB before it)"]
+    lines += ["", "guard tokens prefilled per answer of 1,024 tokens (5 bytes a token, prefix cache in blocks of 16, a conversation of 1.1 KB before it)"]
     lines.append(f"  {'':20}{'answers':>8}{'calls':>7}{'prompt':>9}{'uncached':>10}{'others':>8}")
     for row in figures["prefilled"]:
         lines.append(

@@ -21,14 +21,15 @@ as_root() {
     fi
 }
 
-# Installs Debian packages, refreshing the package lists only when they do not know them yet.
+# Installs Debian packages, refreshing the package lists only when they do not know them yet. Another installation under
+# way (scripts/test has one in the background) is waited for.
 apt_install() {
     command -v apt-get >/dev/null 2>&1 || return 1
     say "installing with apt: $*"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >&2 && return 0
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -q --no-install-recommends "$@" >&2 && return 0
     say "trying once more with fresh package lists"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q >&2 || true
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" >&2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -q --no-install-recommends "$@" >&2
 }
 
 # Rust links with the C compiler, and the TLS library has C and assembler in it.

@@ -17,9 +17,11 @@ use crate::accesslog::pipeline::{self, Pipeline, Stop};
 use crate::accesslog::position::PositionFile;
 use crate::accesslog::rotate::Rotator;
 use crate::accesslog::tail::{self, Tail};
+use crate::admission::Watch;
 use crate::als;
 use crate::audit::{Audit, key::Key};
 use crate::cache::{Store, embedded::Embedded, redis::Redis};
+use crate::dashboard::{self, Board, Envoy};
 use crate::feedback::{Feedback, queue::Queue, send};
 use crate::langsmith::client::Client;
 use crate::langsmith::config::Config;
@@ -64,6 +66,14 @@ pub struct Options {
     /// Envoy's admin interface [default: http://127.0.0.1:<admin port>].
     #[arg(long, env = "PARAPET_ADMIN_URL")]
     pub admin_url: Option<String>,
+    /// The configuration that Envoy runs with, for the limits on the dashboard [default: run/envoy.yaml in the data
+    /// directory].
+    #[arg(long, env = "PARAPET_ENVOY_CONFIG")]
+    pub envoy_config: Option<PathBuf>,
+    /// Names under which the pages and the metrics are given out, besides localhost and IP addresses; comma-separated
+    /// [default: none on loopback, else any].
+    #[arg(long, env = "PARAPET_SIDECAR_HOSTS", value_delimiter = ',')]
+    pub hosts: Vec<String>,
     /// Size at which the access log is rotated, in bytes; 0 leaves rotation to others.
     #[arg(long, env = "PARAPET_ROTATE_BYTES", default_value_t = 256 << 20)]
     pub rotate_bytes: u64,
@@ -79,6 +89,9 @@ pub struct Options {
     /// Disk for runs that are uploaded or stay local, in bytes; what waits for upload is kept beyond it.
     #[arg(long, env = "PARAPET_SPOOL_BYTES", default_value_t = 1 << 30)]
     pub spool_bytes: u64,
+    /// Replicas of vLLM whose load the gateway may ask for, separated by commas.
+    #[arg(long, env = "VLLM_URL")]
+    pub vllm_url: Option<String>,
     /// Hours that runs are kept after their upload.
     #[arg(long, env = "PARAPET_RETENTION_HOURS", default_value_t = 168)]
     pub retention_hours: u64,
@@ -109,7 +122,7 @@ pub struct Sidecar {
 ///
 /// # Errors
 /// When another sidecar holds the data directory, the port is taken, or something stored cannot be read.
-pub async fn start(options: Options, mut config: Config, exports: Exports) -> anyhow::Result<Sidecar> {
+pub async fn start(options: Options, mut config: Config, mut exports: Exports) -> anyhow::Result<Sidecar> {
     let data = options.data_dir.clone();
     for dir in ["", "log", "spool", "audit", "cache", "run"] {
         let dir = data.join(dir);
@@ -118,6 +131,9 @@ pub async fn start(options: Options, mut config: Config, exports: Exports) -> an
     let lock = lock(&data)?;
     let key = Key::load_or_make(&data.join("audit/key")).context("the key of text hashes cannot be read")?;
     config.shape.key = Some(Arc::new(key));
+    if let Some(otlp) = &mut exports.otlp {
+        otlp.shape.runs.key.clone_from(&config.shape.key);
+    }
     let wanted = SocketAddr::new(options.listen, options.port);
     let listener = TcpListener::bind(wanted)
         .await
@@ -140,15 +156,15 @@ pub async fn start(options: Options, mut config: Config, exports: Exports) -> an
     let opening = (options.clone(), config.clone(), exports.clone(), Arc::clone(&metrics));
     let stores =
         tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, &opening.2, opening.3)).await??;
-    let Stores { spool, index, audit, cache, feedback, otlp_letters, position } = stores;
+    let Stores { spool, index, board, audit, cache, feedback, otlp_letters, position } = stores;
 
     let access_log = options.access_log.clone().unwrap_or_else(|| data.join("log/access.jsonl"));
     let resume =
         position.load().context("the access log's position; remove the file to read the log from its start")?;
+    let admin = options.admin_url.clone().unwrap_or_else(|| format!("http://127.0.0.1:{}", options.admin_port));
     let rotator = if options.rotate_bytes == 0 {
         None
     } else {
-        let admin = options.admin_url.clone().unwrap_or_else(|| format!("http://127.0.0.1:{}", options.admin_port));
         Some(Rotator::new(access_log.clone(), options.rotate_bytes, &admin, Arc::clone(&metrics))?)
     };
     let stop = Arc::new(Stop::default());
@@ -164,6 +180,7 @@ pub async fn start(options: Options, mut config: Config, exports: Exports) -> an
         audit,
         cache: Arc::clone(&cache),
         metrics: Arc::clone(&metrics),
+        board: Arc::clone(&board),
         rotator,
         stop: Arc::clone(&stop),
         sampled: None,
@@ -240,7 +257,20 @@ pub async fn start(options: Options, mut config: Config, exports: Exports) -> an
         };
         tasks.push(tokio::spawn(uploader.run()));
     }
-    let shared = http::Shared { metrics, spool, cache, feedback, config };
+    let pages = dashboard::Shared {
+        board,
+        limits: dashboard::limits_source(options.envoy_config.unwrap_or_else(|| data.join("run/envoy.yaml"))),
+        envoy: Arc::new(Envoy::new(&admin)?),
+        metrics: Arc::clone(&metrics),
+        spool: Arc::clone(&spool),
+        cache: Arc::clone(&cache),
+        feedback: Arc::clone(&feedback),
+        upload: uploads_to(&config, &exports),
+    };
+    let hosts = dashboard::hosts::Hosts::new(options.listen, &options.hosts);
+    let load = Arc::new(Watch::new("vllm", options.vllm_url.as_deref().unwrap_or_default())?);
+    tasks.push(tokio::spawn(Arc::clone(&load).run(stop_tasks.subscribe())));
+    let shared = http::Shared { load, metrics, spool, cache, feedback, config, pages, hosts };
     Ok(Sidecar { address, listener, shared, stop, stop_tasks, pipeline_ended, tasks, _lock: lock })
 }
 
@@ -287,6 +317,7 @@ impl Sidecar {
 struct Stores {
     spool: Arc<Spool>,
     index: Arc<Mutex<Index>>,
+    board: Arc<Board>,
     audit: Audit,
     cache: Arc<Store>,
     feedback: Arc<Feedback>,
@@ -309,7 +340,8 @@ impl Stores {
         })
         .with_context(|| format!("the spool in {} cannot be opened", data.join("spool").display()))?;
         let mut index = Index::new(index::CAPACITY);
-        pipeline::rebuild(&spool, &mut index).context("the spool cannot be read")?;
+        let board = Arc::new(Board::default());
+        pipeline::rebuild(&spool, &mut index, &board).context("the spool cannot be read")?;
         let index = Arc::new(Mutex::new(index));
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let cache = Embedded::open(&data.join("cache/entries.jsonl"), options.cache_bytes, now_s)
@@ -324,11 +356,20 @@ impl Stores {
             cache: Arc::new(Store::new(cache, shared)),
             feedback: Arc::new(Feedback::new(queue, Arc::clone(&index), metrics)),
             index,
+            board,
             otlp_letters: otlp_letters::DeadLetters::open(&data.join("spool/dead-letters-otlp.jsonl"))
                 .context("the OTLP export's dead-letter file cannot be opened")?,
             position: PositionFile::new(data.join("run/accesslog-position.json")),
         })
     }
+}
+
+/// Where runs go, for people.
+fn uploads_to(config: &Config, exports: &Exports) -> Option<String> {
+    let langsmith = config.destinations.iter().filter(|_| exports.langsmith);
+    let mut all: Vec<&str> = langsmith.map(|destination| destination.endpoint.as_str()).collect();
+    all.extend(exports.otlp.iter().map(|_| "OpenTelemetry's collector"));
+    (!all.is_empty()).then(|| all.join(", "))
 }
 
 /// An empty variable counts as absent: that is how compose files pass what is not set.

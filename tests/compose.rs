@@ -121,7 +121,7 @@ fn only_the_gateway_can_be_reached_from_elsewhere_and_only_when_asked() {
     for (service, definition) in services(&compose) {
         for port in strings(&definition["ports"]) {
             assert!(interpolated(port).starts_with("127.0.0.1:"), "{service} publishes {port}");
-            assert!(["envoy", "sidecar"].contains(&service), "{service} publishes {port}");
+            assert!(["envoy", "sidecar", "prometheus", "grafana"].contains(&service), "{service} publishes {port}");
         }
     }
 }
@@ -154,6 +154,41 @@ fn the_two_models_share_the_gpu() {
         share.parse().unwrap()
     };
     assert!(share("vllm") + share("llamaguard") <= 0.92);
+}
+
+#[test]
+fn prometheus_and_grafana_find_what_they_are_given() {
+    let compose = compose();
+    let services = services(&compose);
+    for service in ["prometheus", "grafana"] {
+        assert_eq!(strings(&services[service]["profiles"]), ["observability"], "{service} starts unasked");
+    }
+    let shipped = std::fs::read_to_string(Path::new(ROOT).join("envoy/prometheus/prometheus.yml")).unwrap();
+    let shipped: Value = serde_yaml_ng::from_str(&shipped.replace("127.0.0.1:9090", "sidecar:9090")).unwrap();
+    let inside: Value = serde_yaml_ng::from_str(compose["configs"]["prometheus"]["content"].as_str().unwrap()).unwrap();
+    assert_eq!(inside, shipped, "the containers' configuration is the shipped one at the sidecar's name");
+    // Where each file is mounted is where the one that reads it looks.
+    let mounts = |service: &str| -> BTreeMap<String, String> {
+        let split = |volume: &str| {
+            let mut parts = volume.split(':').map(str::to_owned);
+            (parts.next().unwrap(), parts.next().unwrap())
+        };
+        strings(&services[service]["volumes"]).into_iter().map(split).collect()
+    };
+    let rules = inside["rule_files"][0].as_str().unwrap();
+    assert_eq!(mounts("prometheus")["./envoy/prometheus/parapet.rules.yml"], format!("/etc/prometheus/{rules}"));
+    let read = |file: &str| -> Value {
+        serde_yaml_ng::from_str(&std::fs::read_to_string(Path::new(ROOT).join(file)).unwrap()).unwrap()
+    };
+    let source = &read("envoy/grafana/datasource.yml")["datasources"][0];
+    assert_eq!((source["type"].as_str(), source["url"].as_str()), (Some("prometheus"), Some("http://prometheus:9090")));
+    let folder = &read("envoy/grafana/provider.yml")["providers"][0]["options"]["path"];
+    let dashboard = &mounts("grafana")["./envoy/grafana/parapet.json"];
+    assert_eq!(dashboard, &format!("{}/parapet.json", folder.as_str().unwrap()));
+    assert_eq!(
+        services["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"].as_str().unwrap(),
+        dashboard
+    );
 }
 
 #[test]

@@ -83,7 +83,14 @@ fn one(config: &Config, memory: &mut Memory, key: &str, chunks: Option<u64>, see
     step(&mut flow, Event::RequestBody(body.as_bytes()));
     // A guard that is asked says that all is well.
     let verdict = br#"{"choices":[{"index":0,"text":"safe","finish_reason":"length"}]}"#;
-    step(&mut flow, Event::Answered { call: parapet_engine::flow::Call::InputVerdict, status: 200, body: verdict });
+    step(
+        &mut flow,
+        Event::Answered {
+            call: parapet_engine::flow::Call::Verdict(parapet_engine::guard::Side::Input),
+            status: 200,
+            body: verdict,
+        },
+    );
     let kind = if chunks.is_some() { "text/event-stream" } else { "application/json" };
     let answered = head(&[
         (":status", "200"),

@@ -158,12 +158,12 @@ pub(crate) fn stream_token(stamp: Stamp) -> Vec<u8> {
     out
 }
 
-/// One token of four bytes, as tokens of a language are; with `offends` the text that the guard finds unsafe.
+/// One token of five bytes, as tokens of a language are; with `offends` the text that the guard finds unsafe.
 pub(crate) fn stream_word(stamp: Stamp, sentence: u32, offends: bool) -> Vec<u8> {
-    const WORDS: [&str; 7] = [" the", " fox", " ran", " far", " and", " saw", " men"];
+    const WORDS: [&str; 7] = [" they", " want", " some", " good", " food", " from", " here"];
     let number = stamp.sequence.saturating_add(1);
     let ends = number.checked_rem(sentence) == Some(0);
-    let word = if ends { " it." } else { WORDS.get(number as usize % WORDS.len()).copied().unwrap_or_default() };
+    let word = if ends { " too." } else { WORDS.get(number as usize % WORDS.len()).copied().unwrap_or_default() };
     let text = if offends {
         format!("\"content\":\"{OFFENCE}{:06}\"", stamp.token)
     } else {

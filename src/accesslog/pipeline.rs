@@ -18,6 +18,7 @@ use super::tail::{Polled, Tail};
 use crate::als::arrivals::Arrivals;
 use crate::audit::Audit;
 use crate::cache::{self, Store};
+use crate::dashboard::Board;
 use crate::langsmith::tree;
 use crate::metrics::Metrics;
 use crate::spool::Spool;
@@ -68,6 +69,7 @@ pub struct Pipeline {
     pub audit: Audit,
     pub cache: Arc<Store>,
     pub metrics: Arc<Metrics>,
+    pub board: Arc<Board>,
     pub rotator: Option<Rotator>,
     pub stop: Arc<Stop>,
     pub sampled: Option<Instant>,
@@ -172,6 +174,7 @@ impl Pipeline {
         for (line, fresh) in lines.iter().zip(fresh) {
             if fresh {
                 self.metrics.record(&line.record);
+                self.board.add(line.id, &line.record);
             } else {
                 self.metrics.duplicate();
             }
@@ -228,11 +231,12 @@ impl Pipeline {
     }
 }
 
-/// Fills the index from what the spool kept.
-pub fn rebuild(spool: &Spool, index: &mut Index) -> io::Result<()> {
+/// Fills the index and the dashboard from what the spool kept.
+pub fn rebuild(spool: &Spool, index: &mut Index, board: &Board) -> io::Result<()> {
     spool.for_each(|bytes| {
         if let Ok((line, _)) = line::parse(bytes) {
             remember(index, &line);
+            board.add(line.id, &line.record);
         }
     })
 }

@@ -1,42 +1,91 @@
 //! What is counted, and when.
 
-use std::sync::atomic::Ordering;
-
 use parapet_engine::record::{GuardRecord, Record};
 
-use super::Metrics;
+use super::outcome::Outcome;
+use super::slo::{Observation, first_token_us, seconds};
+use super::{Attributes, Metrics};
 use crate::accesslog::line::Skipped;
-use crate::langsmith::client::Outcome;
-use crate::langsmith::tree::failed_over;
+use crate::langsmith::client::Outcome as Uploaded;
 use crate::spool;
 
 const OPERATION: &str = "gen_ai_operation_name";
 const PROVIDER: &str = "gen_ai_provider_name";
 const MODEL: &str = "gen_ai_request_model";
+const ERROR: &str = "error_type";
+/// The provider's name where no provider was asked: the answer came from the cache, or is Parapet's own.
+const OURSELVES: &str = "parapet";
+
+/// What a GenAI metric must say, and whatever else has a value.
+fn attributes<const N: usize>(provider: String, model: String, more: [(&'static str, String); N]) -> Attributes {
+    let mut attributes = vec![(OPERATION, "chat".to_owned()), (PROVIDER, provider), (MODEL, model)];
+    attributes.extend(more.into_iter().filter(|(_, value)| !value.is_empty()));
+    attributes
+}
 
 impl Metrics {
+    /// Series that a ratio or an alert is made of exist from the start: a counter that is born at 1 has no rate.
+    pub(super) fn announce(&self) {
+        for side in ["input", "output"] {
+            for (verdict, action) in [
+                ("safe", "pass"),
+                ("unsafe", "block"),
+                ("unsafe", "flag"),
+                ("failed", "block"),
+                ("failed", "flag"),
+                // The request ended before anything was decided.
+                ("pending", "none"),
+            ] {
+                drop(self.guard_verdicts.get_or_create(&verdict_labels(side, verdict, action)));
+            }
+            drop(self.guard_duration.get_or_create(&[("side", side.to_owned())]));
+        }
+        for fallback in [false, true] {
+            drop(self.sent.get_or_create(&[("fallback", fallback.to_string())]));
+        }
+        for outcome in ["hit", "miss", "bypass"] {
+            drop(self.cache.get_or_create(&[("outcome", outcome.to_owned())]));
+        }
+        for outcome in ["accepted", "duplicate", "parked", "not_sampled", "unreadable"] {
+            drop(self.upload_runs.get_or_create(&[("outcome", outcome.to_owned())]));
+        }
+        for outcome in ["accepted", "duplicate", "too_large", "rejected", "not_found", "misconfigured", "retry"] {
+            drop(self.upload_requests.get_or_create(&[("outcome", outcome.to_owned())]));
+        }
+        for outcome in ["accepted", "refused"] {
+            drop(self.feedback.get_or_create(&[("outcome", outcome.to_owned())]));
+        }
+        for reason in ["unrecorded", "not_ours", "unknown_version", "bad_record", "bad_id", "too_long"] {
+            drop(self.skipped.get_or_create(&[("reason", reason.to_owned())]));
+        }
+        for event in ["rotated", "switched", "truncated", "lost", "rotate_failed"] {
+            drop(self.file_events.get_or_create(&[("event", event.to_owned())]));
+        }
+    }
+
     /// Counts a request that is over.
     pub fn record(&self, record: &Record) {
         self.records.inc();
-        self.seen.fetch_add(1, Ordering::Relaxed);
         let bounds = &self.bounds;
+        let tenant = bounds.tenant.label(&record.tenant);
         let reason = bounds.reason.label(record.reason.as_deref().unwrap_or_default());
+        let outcome = Outcome::of(record);
         self.requests
             .get_or_create(&[
-                ("tenant", bounds.tenant.label(&record.tenant)),
+                ("tenant", tenant.clone()),
                 ("api", bounds.word.label(&record.api)),
                 ("status", bounds.status.label(&record.status.to_string())),
                 ("reason", reason.clone()),
+                ("outcome", outcome.label().to_owned()),
             ])
             .inc();
         if matches!(record.reason.as_deref(), Some("rate_limit_exceeded" | "budget_exceeded")) {
-            self.quota_refusals.get_or_create(&[("reason", reason.clone())]).inc();
+            self.quota_refusals.get_or_create(&[("tenant", tenant.clone()), ("reason", reason.clone())]).inc();
         }
-        if !matches!(record.api.as_str(), "chat_completions" | "chat") {
-            return;
-        }
-        self.chat(record, reason);
+        let Some(observation) = Observation::of(record) else { return };
+        self.chat(record, &observation, reason);
         self.attempts(record);
+        self.paid(record, &observation, tenant);
         for (side, guard) in [("input", &record.input_guard), ("output", &record.output_guard)] {
             if let Some(guard) = guard {
                 self.guard(side, guard);
@@ -47,15 +96,30 @@ impl Metrics {
         }
     }
 
-    fn chat(&self, record: &Record, reason: String) {
-        let model = self.bounds.model.label(&record.model);
-        let error = if record.status < 400 { "none".to_owned() } else { reason };
+    fn chat(&self, record: &Record, observation: &Observation, reason: String) {
+        // Until a request is let in its model is whatever the client wrote: such names must not use up the bound.
+        let model = match observation.outcome {
+            Outcome::Refused => "none".to_owned(),
+            _ => self.bounds.model.label(&record.model),
+        };
+        let provider = match record.attempts.last() {
+            Some(last) => self.bounds.provider.label(&last.provider),
+            None => OURSELVES.to_owned(),
+        };
+        let error = match (observation.outcome, reason.as_str()) {
+            (Outcome::Answered | Outcome::OutputBlocked, _) => String::new(),
+            (Outcome::Aborted, _) => "aborted".to_owned(),
+            (_, "none") => "cut".to_owned(),
+            _ => reason,
+        };
+        let outcome = observation.outcome.label().to_owned();
         self.request_duration
-            .get_or_create(&[(OPERATION, "chat".to_owned()), (MODEL, model.clone()), ("error_type", error)])
+            .get_or_create(&attributes(provider.clone(), model.clone(), [(ERROR, error), ("parapet_outcome", outcome)]))
             .observe(seconds(record.start_us, record.end_us));
-        if let Some(first) = record.first_token_us {
+        // For the service level only streams count; here the label tells them apart.
+        if let Some(first) = first_token_us(record) {
             self.time_to_first_token
-                .get_or_create(&[(OPERATION, "chat".to_owned()), (MODEL, model)])
+                .get_or_create(&attributes(provider, model, [("parapet_stream", record.stream.to_string())]))
                 .observe(seconds(record.start_us, first));
         }
     }
@@ -66,43 +130,40 @@ impl Metrics {
             let provider = bounds.provider.label(&attempt.provider);
             let outcome = bounds.word.label(&attempt.outcome);
             if let Some(end) = attempt.end_us {
-                let error = if attempt.outcome == "ok" { "none".to_owned() } else { outcome.clone() };
+                let error = if attempt.outcome == "ok" { String::new() } else { outcome.clone() };
                 self.operation_duration
-                    .get_or_create(&[
-                        (PROVIDER, provider.clone()),
-                        (MODEL, bounds.model.label(&attempt.model)),
-                        ("error_type", error),
-                    ])
+                    .get_or_create(&attributes(provider.clone(), bounds.model.label(&attempt.model), [(ERROR, error)]))
                     .observe(seconds(attempt.start_us, end));
             }
             self.attempts.get_or_create(&[("provider", provider), ("outcome", outcome)]).inc();
         }
-        if failed_over(record) {
-            self.fallbacks.inc();
+    }
+
+    fn paid(&self, record: &Record, observation: &Observation, tenant: String) {
+        if let Some(fell_back) = observation.fell_back {
+            self.sent.get_or_create(&[("fallback", fell_back.to_string())]).inc();
+        }
+        if let Some(cost) = observation.cost {
+            self.cost.observe(cost);
         }
         // A cached answer's usage was paid for once, by the request that made it.
         let (Some(usage), Some(last)) = (record.usage, record.attempts.last()) else { return };
-        self.cost.observe(record.cost_nanousd as f64 / 1e9);
         for (kind, count) in [("input", usage.prompt), ("output", usage.completion)] {
+            self.tokens.get_or_create(&[("tenant", tenant.clone()), ("type", kind.to_owned())]).inc_by(count);
             self.token_usage
-                .get_or_create(&[
-                    (PROVIDER, bounds.provider.label(&last.provider)),
-                    (MODEL, bounds.model.label(&last.model)),
-                    ("gen_ai_token_type", kind.to_owned()),
-                ])
+                .get_or_create(&attributes(
+                    self.bounds.provider.label(&last.provider),
+                    self.bounds.model.label(&last.model),
+                    [("gen_ai_token_type", kind.to_owned())],
+                ))
                 .observe(count as f64);
         }
     }
 
     fn guard(&self, side: &'static str, guard: &GuardRecord) {
         let bounds = &self.bounds;
-        self.guard_verdicts
-            .get_or_create(&[
-                ("side", side.to_owned()),
-                ("verdict", bounds.word.label(&guard.verdict)),
-                ("action", bounds.word.label(&guard.action)),
-            ])
-            .inc();
+        let labels = verdict_labels(side, &bounds.word.label(&guard.verdict), &bounds.word.label(&guard.action));
+        self.guard_verdicts.get_or_create(&labels).inc();
         for category in &guard.categories {
             self.guard_categories
                 .get_or_create(&[("side", side.to_owned()), ("category", bounds.category.label(category))])
@@ -134,9 +195,24 @@ impl Metrics {
         self.backlog.set(level(bytes));
     }
 
+    /// Bytes of the access log that were not read at the last look.
+    pub fn backlog_bytes(&self) -> u64 {
+        u64::try_from(self.backlog.get()).unwrap_or(0)
+    }
+
+    /// Runs that went to the dead-letter file since the start.
+    pub fn parked(&self) -> u64 {
+        self.upload_runs.get_or_create(&[("outcome", "parked".to_owned())]).get()
+    }
+
     pub fn spool(&self, stats: spool::Stats) {
         self.spool_depth.set(level(stats.waiting));
         self.spool_bytes.set(level(stats.bytes));
+    }
+
+    /// Of the oldest request that waits for upload, in seconds.
+    pub fn spool_age(&self, seconds: f64) {
+        self.spool_age.set(seconds);
     }
 
     pub fn cache_size(&self, entries: u64, bytes: u64) {
@@ -154,15 +230,15 @@ impl Metrics {
         self.upload_runs.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(runs);
     }
 
-    pub fn upload_request(&self, outcome: &Outcome) {
+    pub fn upload_request(&self, outcome: &Uploaded) {
         let label = match outcome {
-            Outcome::Accepted => "accepted",
-            Outcome::Duplicate => "duplicate",
-            Outcome::TooLarge => "too_large",
-            Outcome::Rejected { .. } => "rejected",
-            Outcome::NotFound => "not_found",
-            Outcome::Misconfigured { .. } => "misconfigured",
-            Outcome::Retry { .. } => "retry",
+            Uploaded::Accepted => "accepted",
+            Uploaded::Duplicate => "duplicate",
+            Uploaded::TooLarge => "too_large",
+            Uploaded::Rejected { .. } => "rejected",
+            Uploaded::NotFound => "not_found",
+            Uploaded::Misconfigured { .. } => "misconfigured",
+            Uploaded::Retry { .. } => "retry",
         };
         self.upload_requests.get_or_create(&[("outcome", label.to_owned())]).inc();
     }
@@ -199,15 +275,10 @@ impl Metrics {
     pub fn audited(&self, side: &'static str) {
         self.audit_events.get_or_create(&[("side", side.to_owned())]).inc();
     }
-
-    /// Requests counted since the start.
-    pub fn requests_seen(&self) -> u64 {
-        self.seen.load(Ordering::Relaxed)
-    }
 }
 
-fn seconds(from_us: u64, to_us: u64) -> f64 {
-    to_us.saturating_sub(from_us) as f64 / 1e6
+fn verdict_labels(side: &str, verdict: &str, action: &str) -> [(&'static str, String); 3] {
+    [("side", side.to_owned()), ("verdict", verdict.to_owned()), ("action", action.to_owned())]
 }
 
 fn level(value: u64) -> i64 {
@@ -242,15 +313,49 @@ mod tests {
         });
         let text = metrics.encode().unwrap();
         for line in [
-            r#"parapet_requests_total{tenant="acme",api="chat",status="200",reason="none"} 1"#,
-            "parapet_fallback_total 1",
+            r#"parapet_requests_total{tenant="acme",api="chat",status="200",reason="none",outcome="answered"} 1"#,
+            r#"parapet_provider_requests_total{fallback="true"} 1"#,
+            r#"parapet_provider_requests_total{fallback="false"} 0"#,
             "parapet_cost_usd_sum 0.002",
-            r#"gen_ai_server_request_duration_seconds_sum{gen_ai_operation_name="chat",gen_ai_request_model="none",error_type="none"} 1.5"#,
-            r#"gen_ai_server_time_to_first_token_seconds_sum{gen_ai_operation_name="chat",gen_ai_request_model="none"} 0.25"#,
-            r#"gen_ai_client_token_usage_sum{gen_ai_provider_name="openai",gen_ai_request_model="none",gen_ai_token_type="input"} 10.0"#,
+            r#"gen_ai_server_request_duration_seconds_sum{gen_ai_operation_name="chat",gen_ai_provider_name="openai",gen_ai_request_model="none",parapet_outcome="answered"} 1.5"#,
+            r#"gen_ai_server_time_to_first_token_seconds_sum{gen_ai_operation_name="chat",gen_ai_provider_name="openai",gen_ai_request_model="none",parapet_stream="false"} 0.25"#,
+            r#"gen_ai_client_operation_duration_seconds_count{gen_ai_operation_name="chat",gen_ai_provider_name="vllm",gen_ai_request_model="none",error_type="status"} 1"#,
+            r#"gen_ai_client_token_usage_sum{gen_ai_operation_name="chat",gen_ai_provider_name="openai",gen_ai_request_model="none",gen_ai_token_type="input"} 10.0"#,
+            r#"parapet_tokens_total{tenant="acme",type="output"} 5"#,
             r#"parapet_attempts_total{provider="vllm",outcome="status"} 1"#,
         ] {
             assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_clients_make_up_do_not_use_up_the_bound() {
+        let metrics = Metrics::new();
+        let asked = |model: &str, status, reason: Option<&str>| Record {
+            api: "chat_completions".to_owned(),
+            model: model.to_owned(),
+            status,
+            reason: reason.map(str::to_owned),
+            ..Record::default()
+        };
+        for number in 0..100 {
+            metrics.record(&asked(&format!("made-up-{number}"), 404, Some("model_not_found")));
+        }
+        metrics.record(&asked("real", 200, None));
+        let text = metrics.encode().unwrap();
+        assert!(text.contains(r#"gen_ai_request_model="real""#) && !text.contains("made-up"), "{text}");
+    }
+
+    #[test]
+    fn every_threshold_is_the_edge_of_a_bucket() {
+        use super::super::slo::{COST, DURATION, TIME_TO_FIRST_TOKEN};
+        let buckets: [(_, &[f64]); 3] = [
+            (TIME_TO_FIRST_TOKEN, &super::super::FIRST_TOKEN),
+            (DURATION, &super::super::DURATION),
+            (COST, &super::super::COST),
+        ];
+        for (slo, buckets) in buckets {
+            assert!(buckets.contains(&slo.target) && buckets.contains(&slo.alert), "{slo:?}");
         }
     }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost::Message as _;
-use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::client::{Client, Outcome};
@@ -102,7 +101,8 @@ impl Exporter {
                     continue;
                 }
             };
-            let wanted = sampled(bytes) && self.sampling.samples(crate::langsmith::tree::root_order(&line).trace_id);
+            let wanted =
+                !line.record.unsampled && self.sampling.samples(crate::langsmith::tree::root_order(&line).trace_id);
             match tree::spans(&line, &self.client.config().shape) {
                 Ok(spans) if wanted => {
                     let size = spans.iter().map(Span::encoded_len).sum();
@@ -269,23 +269,6 @@ impl Exporter {
             _ = self.stop.changed() => Err(Stopped),
         }
     }
-}
-
-/// Whether the gateway let the trace be recorded; a record that does not say is.
-fn sampled(line: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Outer {
-        record: Inner,
-    }
-    #[derive(Deserialize)]
-    struct Inner {
-        #[serde(default = "yes")]
-        sampled: bool,
-    }
-    const fn yes() -> bool {
-        true
-    }
-    serde_json::from_slice::<Outer>(line).map_or(true, |outer| outer.record.sampled)
 }
 
 fn halve(pending: &mut Vec<Range<usize>>, range: Range<usize>) {

@@ -1,7 +1,7 @@
 //! A record becomes spans: the inbound request (SERVER), each attempt at a model (CLIENT), the guards and the cache
 //! lookup (INTERNAL). They are the runs that LangSmith gets, with the same times and with ids made of theirs.
 
-use parapet_engine::record::{Attempt, GuardRecord, Record};
+use parapet_engine::record::{Attempt, Content, GuardRecord, Record};
 use serde_json::{Map, Value};
 
 use super::context::Parent;
@@ -35,6 +35,14 @@ pub fn spans(line: &Line, shape: &Shape) -> Result<Vec<Span>, NotSampled> {
     if parent.is_some_and(|parent| !parent.sampled) {
         return Err(NotSampled);
     }
+    // A policy that keeps texts out of the record leaves empty shells of answers in it: they say nothing.
+    let withheld = record.content != Content::Full;
+    let runs = tree::Shape {
+        hide_inputs: shape.runs.hide_inputs || withheld,
+        hide_outputs: shape.runs.hide_outputs || withheld,
+        ..shape.runs.clone()
+    };
+    let shape = &Shape { runs, ..*shape };
     let root = tree::root_order(line);
     let trace_id = parent.map_or(*line.id.as_bytes(), |parent| parent.trace_id);
     let builder = Builder { record, shape, root: &root, trace_id, end_us: record.end_us.max(record.start_us) };

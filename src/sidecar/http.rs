@@ -5,14 +5,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse as _, Response};
+use axum::middleware;
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::accesslog::line;
+use crate::admission::Watch;
 use crate::cache::{self, Store};
+use crate::dashboard::{self, hosts};
 use crate::feedback::{self, Feedback};
 use crate::langsmith::config::Config;
 use crate::langsmith::tree;
@@ -30,10 +33,13 @@ const MAX_RUNS_BYTES: u64 = 32 << 20;
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
+    pub(super) load: Arc<Watch>,
     pub(super) spool: Arc<Spool>,
     pub(super) cache: Arc<Store>,
     pub(super) feedback: Arc<Feedback>,
     pub(super) config: Arc<Config>,
+    pub(super) pages: dashboard::Shared,
+    pub(super) hosts: hosts::Hosts,
 }
 
 pub(super) fn router(shared: Shared) -> Router {
@@ -41,13 +47,19 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/feedback", post(feedback::handle))
         .layer(DefaultBodyLimit::max(MAX_FEEDBACK_BODY))
         .with_state(Arc::clone(&shared.feedback));
+    // What Envoy asks has whatever `Host` its configuration gives it; what people read has one of ours.
+    let read = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/runs", get(runs))
+        .with_state(shared.clone())
+        .merge(dashboard::routes(shared.pages.clone()))
+        .layer(middleware::from_fn_with_state(shared.hosts.clone(), hosts::check));
     Router::new()
         .route("/internal/cache/{key}", get(cached))
-        .route("/metrics", get(metrics))
+        .route(parapet_engine::admission::PATH, get(async |State(shared): State<Shared>| shared.load.report()))
         .route("/healthz", get(async || "ok\n"))
-        .route("/runs", get(runs))
-        .route("/", get(page))
         .with_state(shared)
+        .merge(read)
         .merge(feedback)
 }
 
@@ -63,6 +75,10 @@ async fn cached(State(shared): State<Shared>, Path(key): Path<String>) -> Respon
 
 async fn metrics(State(shared): State<Shared>) -> Response {
     shared.metrics.spool(shared.spool.stats());
+    let spool = Arc::clone(&shared.spool);
+    if let Ok(age) = tokio::task::spawn_blocking(move || dashboard::oldest_age_s(&spool)).await {
+        shared.metrics.spool_age(age);
+    }
     let (entries, bytes) = shared.cache.size();
     shared.metrics.cache_size(entries, bytes);
     shared.metrics.feedback_pending(shared.feedback.pending());
@@ -102,24 +118,4 @@ async fn runs(State(shared): State<Shared>, Query(query): Query<Limit>) -> Respo
         }
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
-}
-
-async fn page(State(shared): State<Shared>) -> Html<String> {
-    let stats = shared.spool.stats();
-    let (entries, bytes) = shared.cache.size();
-    let upload = if shared.config.uploads() { "on" } else { "off: runs stay local" };
-    let rows = [
-        ("Requests since the start", shared.metrics.requests_seen().to_string()),
-        ("Upload to LangSmith", upload.to_owned()),
-        ("Requests that wait for upload", stats.waiting.to_string()),
-        ("Requests kept", format!("{} in {} segments, {} KiB", stats.lines, stats.segments, stats.bytes / 1024)),
-        ("Cached answers", format!("{entries}, {} KiB", bytes / 1024)),
-        ("Feedback that waits", shared.feedback.pending().to_string()),
-    ];
-    let rows: String = rows.iter().map(|(name, value)| format!("<tr><th>{name}<td>{value}")).collect();
-    Html(format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
-         <title>Parapet</title><style>body{{font:16px system-ui;margin:2em}}th{{text-align:left;padding-right:2em}}\
-         </style><h1>Parapet</h1><table>{rows}</table><p><a href=/metrics>metrics</a> · <a href=/runs>newest runs</a>"
-    ))
 }

@@ -21,11 +21,14 @@ fn options(data_dir: &Path, admin: &str) -> Options {
         access_log: None,
         admin_port: 0,
         admin_url: Some(admin.to_owned()),
+        envoy_config: None,
+        hosts: Vec::new(),
         rotate_bytes: 256 << 20,
         cache_bytes: 1 << 20,
         redis_url: None,
         redis_prefix: String::new(),
         spool_bytes: 1 << 20,
+        vllm_url: None,
         retention_hours: 1,
     }
 }
@@ -145,8 +148,16 @@ async fn a_line_becomes_a_run_a_cached_answer_and_a_trace_to_vote_on() {
     assert_eq!(runs["runs"][0]["id"], THEIRS);
     assert_eq!(runs["runs"][0]["child_runs"][0]["name"], "cache-lookup");
     let metrics = running.get("/metrics").await.1;
-    assert!(metrics.contains(r#"parapet_requests_total{tenant="acme",api="chat",status="200",reason="none"} 1"#));
-    assert!(running.get("/").await.1.contains("<h1>Parapet</h1>"));
+    assert!(metrics.contains(
+        r#"parapet_requests_total{tenant="acme",api="chat",status="200",reason="none",outcome="answered"} 1"#
+    ));
+    let overview = running.get("/").await.1;
+    assert!(overview.contains(&format!("/requests/{THEIRS}")) && overview.contains("Too few requests"), "{overview}");
+    let (status, request) = running.get(&format!("/requests/{MINE}")).await;
+    assert!(status == 200 && request.contains(MINE) && request.contains("Waterfall"), "{request}");
+    for missing in ["01a20791-8327-7764-a3ea-00000000abcd", "x"] {
+        assert_eq!(running.get(&format!("/requests/{missing}")).await.0, 404);
+    }
     running.stop().await;
 
     // What was uploaded and voted is not repeated, and the cache is kept.
@@ -162,6 +173,51 @@ async fn a_line_becomes_a_run_a_cached_answer_and_a_trace_to_vote_on() {
     let bodies = posted(&posts, "/runs/multipart");
     let times = bodies.iter().flat_map(|body| body.windows(name.len())).filter(|part| *part == name.as_bytes()).count();
     assert_eq!((times, posted(&posts, "/feedback").len()), (1, 1));
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_people_read_is_given_out_under_our_own_names_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(options(dir.path(), "http://127.0.0.1:9"), config(None)).await;
+    write(dir.path(), MINE, "acme");
+    let page = format!("/requests/{MINE}");
+    until(async || running.get(&page).await.0 == 200).await;
+    for path in ["/", &page, "/runs", "/metrics", "/style.css"] {
+        let url = format!("{}{path}", running.url);
+        for (host, status) in [("evil.example", 403), ("localhost:1", 200)] {
+            let answer = running.http.get(&url).header("host", host).send().await.unwrap();
+            assert_eq!(answer.status(), status, "{path} as {host}");
+        }
+    }
+    // Envoy asks under whatever name its configuration or its client gave.
+    let asked = running.http.get(format!("{}/healthz", running.url)).header("host", "parapet.example");
+    assert_eq!(asked.send().await.unwrap().status(), 200);
+
+    let answer = running.http.get(format!("{}/", running.url)).send().await.unwrap();
+    let policy = answer.headers()["content-security-policy"].to_str().unwrap();
+    assert!(policy.starts_with("default-src 'none'; style-src 'self';") && !policy.contains("script"), "{policy}");
+    assert_eq!(
+        (&answer.headers()["x-content-type-options"], &answer.headers()["cache-control"]),
+        (&"nosniff".parse().unwrap(), &"no-store".parse().unwrap())
+    );
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_its_upload_has_an_age_and_the_last_hour_outlives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    // Nobody listens there.
+    let running = Running::start(options(dir.path(), "http://127.0.0.1:9"), config(Some("http://127.0.0.1:9"))).await;
+    assert!(running.get("/metrics").await.1.contains("parapet_spool_oldest_age_seconds 0.0"));
+    write(dir.path(), MINE, "acme");
+    until(async || running.get("/metrics").await.1.contains("parapet_spool_depth 1")).await;
+    let metrics = running.get("/metrics").await.1;
+    let age = metrics.lines().find_map(|line| line.strip_prefix("parapet_spool_oldest_age_seconds ")).unwrap();
+    assert!(age.parse::<f64>().unwrap() > 0.0, "{age}");
+    running.stop().await;
+    let running = Running::start(options(dir.path(), "http://127.0.0.1:9"), config(None)).await;
+    assert!(running.get("/").await.1.contains(&format!("/requests/{MINE}")));
     running.stop().await;
 }
 

@@ -23,6 +23,8 @@ pub struct SeenRequest {
     pub method: String,
     /// Path with query.
     pub path: String,
+    /// `HTTP/1.1` or `HTTP/2.0`.
+    pub version: String,
     /// In order of arrival, repeated ones repeated, `authorization` included.
     pub headers: Vec<(String, String)>,
     /// Bytes that are not UTF-8 become U+FFFD.
@@ -64,6 +66,11 @@ struct End {
 pub(super) struct Ticket(Arc<End>);
 
 impl Ticket {
+    /// Of an exchange that nobody looks at.
+    pub(super) fn unseen() -> Self {
+        Self(Arc::default())
+    }
+
     pub(super) fn finish(&self) {
         self.0.finished_us.store(now_us(), Ordering::Release);
     }
@@ -126,6 +133,7 @@ fn seen(entry: &Entry) -> SeenRequest {
     SeenRequest {
         method: entry.parts.method.to_string(),
         path: entry.parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+        version: format!("{:?}", entry.parts.version),
         headers: entry.parts.headers.iter().map(|(name, value)| (name.to_string(), text(value.as_bytes()))).collect(),
         body: text(&entry.body),
         received_us: entry.received_us,

@@ -4,7 +4,10 @@ use std::{
     future::{IntoFuture, pending},
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -60,10 +63,16 @@ impl Simulator {
         self.shared.faults.set(faults)
     }
 
-    /// The requests seen (the newest 4096, `/sim/…` excluded), oldest first.
+    /// The requests seen (the newest 4096, `/sim/…` and `/health` excluded), oldest first.
     #[must_use]
     pub fn requests(&self) -> Vec<SeenRequest> {
         self.shared.requests.list()
+    }
+
+    /// How often `/health` was asked. Its requests are not among [`Simulator::requests`].
+    #[must_use]
+    pub fn health_checks(&self) -> u64 {
+        self.shared.health_checks.load(Ordering::Acquire)
     }
 
     pub fn clear_requests(&self) {
@@ -91,11 +100,19 @@ pub(super) struct Shared {
     pub(super) latency: Duration,
     pub(super) faults: FaultSet,
     pub(super) requests: Requests,
+    health_checks: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn new(kind: Kind, key: Option<ApiKey>, latency: Duration) -> Self {
-        Self { kind, key, latency, faults: FaultSet::default(), requests: Requests::default() }
+        Self {
+            kind,
+            key,
+            latency,
+            faults: FaultSet::default(),
+            requests: Requests::default(),
+            health_checks: AtomicU64::new(0),
+        }
     }
 }
 
@@ -105,6 +122,8 @@ pub(super) struct Call {
     pub(super) kind: Kind,
     pub(super) ticket: Arc<Ticket>,
     pub(super) fault: Arc<Fault>,
+    /// What vLLM's gauges are made to say: requests in the queue, and the part of the KV cache that is taken.
+    pub(super) load: (Option<u64>, Option<f64>),
 }
 
 /// # Errors
@@ -151,7 +170,13 @@ async fn exchange(State(shared): State<Arc<Shared>>, request: Request, next: Nex
     let Ok(body) = to_bytes(body, MAX_BODY_BYTES).await else {
         return shared.kind.error(StatusCode::PAYLOAD_TOO_LARGE);
     };
-    let ticket = Arc::new(shared.requests.record(parts.clone(), body.clone()));
+    // A balancer asks for ever, and nobody wants to read it.
+    let ticket = Arc::new(if parts.uri.path() == "/health" {
+        shared.health_checks.fetch_add(1, Ordering::AcqRel);
+        Ticket::unseen()
+    } else {
+        shared.requests.record(parts.clone(), body.clone())
+    });
     let mut response = match shared.kind.refuse(&parts, shared.key.as_ref()) {
         Some(refusal) => refusal,
         None => {
@@ -184,7 +209,8 @@ async fn faulty(shared: &Shared, mut request: Request, ticket: Arc<Ticket>, next
         }
         _ => {
             let fault = Arc::new(fault);
-            request.extensions_mut().insert(Call { kind: shared.kind, ticket, fault: Arc::clone(&fault) });
+            let call = Call { kind: shared.kind, ticket, fault: Arc::clone(&fault), load: shared.faults.load() };
+            request.extensions_mut().insert(call);
             let response = next.run(request).await;
             match fault.behaviour {
                 Behaviour::Status { code, .. } => failed(shared.kind, code, &fault),

@@ -371,6 +371,33 @@ impl Spool {
         Ok(found)
     }
 
+    /// The oldest line that some destination does not have.
+    pub fn oldest_waiting(&self) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.read(self.delivered(), 1, 1)?.lines.pop())
+    }
+
+    /// Shows each line until one is the wanted one; the newest segment first.
+    pub fn find(&self, mut is_wanted: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+        let numbers: Vec<u64> = self.lock().segments.keys().rev().copied().collect();
+        for number in numbers {
+            let file = match File::open(segment_path(&self.options.dir, number)) {
+                Ok(file) => file,
+                // Its time was over meanwhile, and that of older ones.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            };
+            let mut reader = BufReader::with_capacity(256 * 1024, file);
+            let mut line = Vec::new();
+            while reader.read_until(b'\n', &mut line)? > 0 {
+                if line.pop() == Some(b'\n') && is_wanted(&line) {
+                    return Ok(true);
+                }
+                line.clear();
+            }
+        }
+        Ok(false)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }

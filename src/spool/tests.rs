@@ -49,6 +49,31 @@ fn lines_come_out_in_order_across_segments_and_restarts() {
 }
 
 #[test]
+fn a_line_is_found_wherever_it_is_and_the_oldest_that_waits_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(options(dir.path())).unwrap();
+    assert_eq!(spool.oldest_waiting().unwrap(), None);
+    (0..20).for_each(|n| put(&spool, &format!("line {n}")));
+    for n in [0, 11, 19] {
+        let wanted = format!("line {n}");
+        assert!(spool.find(|line| line == wanted.as_bytes()).unwrap(), "{wanted}");
+    }
+    let mut seen = 0;
+    assert!(
+        !spool
+            .find(|_| {
+                seen += 1;
+                false
+            })
+            .unwrap()
+    );
+    assert_eq!((seen, spool.oldest_waiting().unwrap().as_deref()), (20, Some(&b"line 0"[..])));
+    let batch = spool.read(spool.cursor("a"), 1, 1000).unwrap();
+    spool.advance("a", batch.next, 1).unwrap();
+    assert_eq!(spool.oldest_waiting().unwrap().as_deref(), Some(&b"line 1"[..]));
+}
+
+#[test]
 fn what_is_not_published_is_not_read_but_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let spool = Spool::open(options(dir.path())).unwrap();

@@ -2,6 +2,7 @@
 
 use serde_yaml_ng::{Mapping, Value};
 
+use super::chains;
 use super::document::{Document, text};
 
 /// Everything that is wrong with a configuration, one finding a line; empty when nothing is.
@@ -23,7 +24,12 @@ pub(super) fn findings(document: &Document) -> Vec<String> {
             continue;
         };
         let in_section = match serde_json::to_vec(section) {
-            Ok(json) => policy_finding(&json).err().into_iter().chain(unknown_clusters(document, section)).collect(),
+            Ok(json) => policy_finding(&json)
+                .err()
+                .into_iter()
+                .chain(unknown_clusters(document, section))
+                .chain(chains::findings(document, section))
+                .collect(),
             Err(error) => vec![format!("no JSON: {error}")],
         };
         found.extend(in_section.into_iter().map(|finding| format!("{name}: {finding}")));
@@ -51,6 +57,8 @@ fn unknown_clusters(document: &Document, section: &Mapping) -> Vec<String> {
         for (index, entry) in entries.enumerate() {
             let cluster = entry.as_mapping().and_then(|entry| text(entry, "cluster"));
             named.extend(cluster.map(|cluster| (format!("{list}[{index}].cluster"), cluster)));
+            let spill = entry.as_mapping().and_then(|entry| text(entry, "spill_cluster"));
+            named.extend(spill.map(|cluster| (format!("{list}[{index}].spill_cluster"), cluster)));
         }
     }
     for key in ["guard", "sidecar"] {
@@ -109,7 +117,8 @@ mod tests {
     #[test]
     fn a_missing_cluster_is_named_with_its_key_and_what_there_is() {
         let table = [
-            ("cluster: only_openai\n", "cluster: only_opnai\n", "models[1].cluster: no cluster `only_opnai`"),
+            (" cluster: only_openai\n", " cluster: only_opnai\n", "models[1].cluster: no cluster `only_opnai`"),
+            ("spill_cluster: only_openai\n", "spill_cluster: rest\n", "models[0].spill_cluster: no cluster `rest`"),
             ("cluster: llamaguard\n", "cluster: guard\n", "guard.cluster: no cluster `guard`"),
             ("sidecar: {cluster: sidecar,", "sidecar: {cluster: side,", "sidecar.cluster: no cluster `side`"),
             (
@@ -122,7 +131,8 @@ mod tests {
             assert!(SHIPPED.contains(right), "{right}");
             let found = check(&SHIPPED.replacen(right, wrong, 1));
             assert!(found.iter().any(|finding| finding.contains(expected)), "{expected}: {found:?}");
-            assert!(found[0].contains("vllm, openai, llamaguard, sidecar"), "{found:?}");
+            let all = |finding: &String| finding.contains("vllm, openai, llamaguard, sidecar");
+            assert!(found.iter().any(all), "{found:?}");
         }
     }
 

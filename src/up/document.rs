@@ -51,14 +51,31 @@ impl Document {
         self.named_mut("clusters", name)
     }
 
+    pub(super) fn for_each_cluster_mut(&mut self, edit: impl FnMut(&mut Mapping)) {
+        let clusters = self.root.get_mut("static_resources").and_then(|resources| resources.get_mut("clusters"));
+        let clusters = clusters.and_then(Value::as_sequence_mut).into_iter().flatten();
+        clusters.filter_map(Value::as_mapping_mut).for_each(edit);
+    }
+
     /// The static clusters, in the file's order.
     pub(super) fn clusters(&self) -> impl Iterator<Item = &Mapping> {
         let clusters = self.root.get("static_resources").and_then(|resources| resources.get("clusters"));
         clusters.and_then(Value::as_sequence).into_iter().flatten().filter_map(Value::as_mapping)
     }
 
+    pub(super) fn cluster(&self, name: &str) -> Option<&Mapping> {
+        self.clusters().find(|cluster| text(cluster, "name") == Some(name))
+    }
+
+    /// The values of a key wherever it stands.
+    pub(super) fn all(&self, key: &str) -> Vec<&Value> {
+        let mut found = Vec::new();
+        walk(&self.root, &mut |mapping| found.extend(mapping.get(key)));
+        found
+    }
+
     pub(super) fn has_cluster(&self, name: &str) -> bool {
-        self.clusters().any(|cluster| text(cluster, "name") == Some(name))
+        self.cluster(name).is_some()
     }
 
     /// Whether Envoy also learns clusters from elsewhere.

@@ -1,6 +1,7 @@
 //! `parapet up`: the whole product in the foreground, with a stand-in for every server that is not given; `parapet
 //! render` and `parapet check`, its first steps by themselves.
 
+mod chains;
 mod check;
 mod children;
 mod console;
@@ -12,6 +13,7 @@ mod options;
 mod ports;
 mod probe;
 mod render;
+mod replicas;
 mod supervise;
 mod tied;
 mod tls;
@@ -95,7 +97,8 @@ async fn serve(
     }
     if let Some(address) = own_sidecar {
         console.say(format_args!("starting the sidecar on {address}"));
-        supervisor.start(children::sidecar(&settings.data_dir, address, probe::reachable(rendering.admin))?)?;
+        let admin = probe::reachable(rendering.admin);
+        supervisor.start(children::sidecar(&settings.data_dir, address, admin, &rendering.vllm.endpoints)?)?;
         probe::answers("the sidecar", address, "/healthz").await?;
     }
     for simulator in &simulators {
@@ -158,6 +161,14 @@ pub fn render(options: &Options, output: Option<&Path>) -> anyhow::Result<Option
 /// Says what is wrong with a configuration file; starts nothing.
 pub fn check(file: &Path) -> anyhow::Result<()> {
     refuse_unsound(file, &read(file)?)
+}
+
+/// What the gateway filter of a configuration would run with.
+pub fn policy(yaml: &str) -> anyhow::Result<parapet_engine::config::Config> {
+    let document = Document::parse(yaml)?;
+    let section = document.filters().into_iter().find_map(|filter| filter.get("configuration")?.get("value"));
+    let section = section.context("no Parapet filter with a `configuration.value`")?;
+    Ok(parapet_engine::config::Config::parse(&serde_json::to_vec(section)?)?)
 }
 
 fn read(file: &Path) -> anyhow::Result<Document> {

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 
 use super::endpoint::Endpoint;
 use super::render::{Rendering, Upstream};
+use super::replicas::HealthCheck;
 
 /// As given. An empty value counts as absent: that is how compose files pass variables that are not set.
 ///
@@ -43,6 +44,10 @@ pub struct Options {
     /// vLLM, several replicas separated by commas [default: a simulator]
     #[arg(long, env = "VLLM_URL", value_name = "URL,...")]
     pub vllm_url: Option<String>,
+    /// Where vLLM's replicas are asked whether they live; `off` for servers that cannot tell [default: as the
+    /// configuration says]
+    #[arg(long, env = "VLLM_HEALTH_PATH", value_name = "PATH")]
+    pub vllm_health_path: Option<String>,
     /// The model's name at vLLM [default: as the configuration says]
     #[arg(long, env = "VLLM_MODEL", value_name = "NAME")]
     pub vllm_model: Option<String>,
@@ -91,6 +96,7 @@ pub(super) struct Settings {
     pub vllm: Upstream,
     pub openai: Upstream,
     pub llamaguard: Upstream,
+    pub vllm_health: Option<HealthCheck>,
     pub ca_file: Option<PathBuf>,
 }
 
@@ -128,6 +134,7 @@ impl Options {
             vllm: upstream("VLLM_URL", &self.vllm_url, &self.vllm_model)?,
             openai,
             llamaguard: upstream("LLAMAGUARD_URL", &self.llamaguard_url, &self.llamaguard_model)?,
+            vllm_health: given(&self.vllm_health_path).map(health_check).transpose()?,
             ca_file: given(&self.ca_file).map(std::path::absolute).transpose()?,
         })
     }
@@ -162,6 +169,7 @@ impl Settings {
             vllm: self.vllm.clone(),
             openai: self.openai.clone(),
             llamaguard: self.llamaguard.clone(),
+            vllm_health: self.vllm_health.clone(),
             ca_file: self.ca_file.clone(),
             module: self.module.clone(),
             access_log: self.data_dir.join("log/access.jsonl"),
@@ -180,6 +188,11 @@ fn address(variable: &str, option: &Option<String>) -> anyhow::Result<IpAddr> {
             text.parse().with_context(|| format!("{variable} is `{text}`; an address such as 127.0.0.1 was expected"))
         }
     }
+}
+
+fn health_check(text: &str) -> anyhow::Result<HealthCheck> {
+    HealthCheck::parse(text)
+        .with_context(|| format!("VLLM_HEALTH_PATH is `{text}`; a path such as /health, or `off`, was expected"))
 }
 
 fn number(
@@ -244,7 +257,8 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_in_one_line_that_names_the_variable() {
         type Edit = fn(&mut Options);
-        let table: [(Edit, &str); 6] = [
+        let table: [(Edit, &str); 7] = [
+            (|options| options.vllm_health_path = Some("health".into()), "VLLM_HEALTH_PATH is `health`; a path"),
             (|options| options.port = Some("70000".into()), "PARAPET_PORT is `70000`; a number from 0 to 65535"),
             (|options| options.sidecar_port = Some("x".into()), "PARAPET_SIDECAR_PORT is `x`"),
             (|options| options.admin_port = Some("-1".into()), "PARAPET_ADMIN_PORT is `-1`"),

@@ -8,6 +8,7 @@ use serde_yaml_ng::{Mapping, Value};
 
 use super::document::{Document, descend_mut, text};
 use super::endpoint::Endpoint;
+use super::replicas::{self, HealthCheck};
 use super::tls;
 
 /// The name of the listener that clients talk to.
@@ -30,6 +31,8 @@ pub(super) struct Rendering {
     pub vllm: Upstream,
     pub openai: Upstream,
     pub llamaguard: Upstream,
+    /// Of vLLM; absent: as the file says.
+    pub vllm_health: Option<HealthCheck>,
     /// Certificates to trust instead of those that the file or the system names.
     pub ca_file: Option<PathBuf>,
     pub module: PathBuf,
@@ -64,6 +67,12 @@ pub(super) fn render(document: &mut Document, rendering: &Rendering) -> Result<(
             put_endpoints(cluster, endpoints, rendering.ca_file.as_deref())?;
         }
     }
+    if let (Some(check), Some(cluster)) = (&rendering.vllm_health, document.cluster_mut("vllm")) {
+        check.apply(cluster);
+    }
+    if rendering.vllm.endpoints.len() > 1 {
+        replicas::try_another(document, "vllm");
+    }
     document.for_each_filter_mut(|filter| put_filter(filter, rendering));
     document.for_each_ledger_mut(|log| put(log, "path", path(&rendering.access_log)));
     Ok(())
@@ -79,6 +88,8 @@ fn put_endpoints(cluster: &mut Mapping, endpoints: &[Endpoint], ca_file: Option<
     if endpoints.is_empty() {
         return Ok(());
     }
+    // A check's `Host` would be the cluster's name, which a server that many share does not know.
+    let checked = cluster.contains_key("health_checks");
     let missing = RenderError::NoEndpoint(text(cluster, "name").unwrap_or_default().to_owned());
     let localities = cluster.get_mut("load_assignment").and_then(|assignment| assignment.get_mut("endpoints"));
     let Some(localities) = localities.and_then(Value::as_sequence_mut) else { return Err(missing) };
@@ -93,6 +104,9 @@ fn put_endpoints(cluster: &mut Mapping, endpoints: &[Endpoint], ca_file: Option<
         // The handshake's name where replicas have several (`tls`); harmless elsewhere.
         if endpoint.tls && !endpoint.is_address() {
             put(inner, "hostname", endpoint.host.as_str());
+        }
+        if checked {
+            put(inner, "health_check_config", Mapping::from_iter([("hostname".into(), endpoint.authority().into())]));
         }
         let socket = inner.get_mut("address").and_then(|address| descend_mut(address, &["socket_address"]));
         let Some(socket) = socket else { return Err(missing) };

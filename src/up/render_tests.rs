@@ -13,6 +13,7 @@ fn rendering() -> Rendering {
         vllm: Upstream::default(),
         openai: Upstream::default(),
         llamaguard: Upstream::default(),
+        vllm_health: None,
         ca_file: None,
         module: "/run/parapet-0123.wasm".into(),
         access_log: "/data/log/access.jsonl".into(),
@@ -170,6 +171,51 @@ fn replicas_keep_the_metadata_of_the_first() {
     let config = rendered(SHIPPED, &rendering);
     assert_eq!(endpoints(&config, "vllm"), ["a:8000 vllm", "b:8001 vllm", "::1:8002 vllm"]);
     assert_eq!(gateway_policy(&config)["providers"][0]["authority"], "a:8000");
+}
+
+#[test]
+fn another_replica_is_tried_before_the_next_provider() {
+    let mut rendering = rendering();
+    let attempts = |rendering: &Rendering, chain: &str| -> Vec<String> {
+        let options = cluster(&rendered(SHIPPED, rendering), chain)["typed_extension_protocol_options"].clone();
+        leaves(&options)
+            .into_iter()
+            .filter(|(path, _)| path.ends_with(".num_retries") || path.ends_with(".update_frequency"))
+            .map(|(path, value)| format!("{} {value}", path.rsplit('.').next().unwrap()))
+            .collect()
+    };
+    rendering.vllm = upstream("VLLM_URL", "http://a:8000");
+    assert_eq!(attempts(&rendering, "vllm_then_openai"), ["num_retries 1", "update_frequency 1"]);
+    rendering.vllm = upstream("VLLM_URL", "http://a:8000,http://b:8000");
+    assert_eq!(attempts(&rendering, "vllm_then_openai"), ["num_retries 2", "update_frequency 2"]);
+    assert_eq!(attempts(&rendering, "only_openai"), ["num_retries 1"]);
+}
+
+#[test]
+fn the_servers_that_are_checked_are_asked_by_their_own_names() {
+    let mut rendering = rendering();
+    rendering.vllm = upstream("VLLM_URL", "http://a:8000,http://b:80");
+    rendering.openai = upstream("OPENAI_BASE_URL", "https://api.example");
+    let config = rendered(SHIPPED, &rendering);
+    let host = |name: &str, index: usize| {
+        cluster(&config, name)["load_assignment"]["endpoints"][0]["lb_endpoints"][index]["endpoint"].clone()
+    };
+    assert_eq!(host("vllm", 0)["health_check_config"]["hostname"], "a:8000");
+    assert_eq!(host("vllm", 1)["health_check_config"]["hostname"], "b");
+    assert!(host("openai", 0).get("health_check_config").is_none());
+    assert!(cluster(&config, "openai").get("health_checks").is_none(), "OpenAI has no /health, and counts calls");
+}
+
+#[test]
+fn health_checks_go_where_the_environment_says_or_are_off() {
+    let mut rendering = rendering();
+    rendering.vllm_health = Some(HealthCheck::Path("/v1/models".to_owned()));
+    assert!(changes(&rendering).contains(&"clusters.2.health_checks.0.http_health_check.path: /v1/models".to_owned()));
+    rendering.vllm_health = Some(HealthCheck::Off);
+    let config = rendered(SHIPPED, &rendering);
+    assert!(cluster(&config, "vllm").get("health_checks").is_none());
+    assert!(cluster(&config, "vllm")["common_lb_config"].get("ignore_new_hosts_until_first_hc").is_none());
+    assert!(cluster(&config, "llamaguard").get("health_checks").is_some());
 }
 
 #[test]

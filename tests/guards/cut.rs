@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::support::scripted::{Scripted, delta};
 use crate::support::{ALICE, BOB, CHAT, Faults, REFUSAL, Stack, fault, left_by_gateway, stream};
-use crate::{ALICE_INPUT, BOB_INPUT, CATEGORY, UNSAFE};
+use crate::{ALICE_INPUT, BOB_INPUT, UNSAFE};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_async_stream_is_cut_at_the_verdict() {
@@ -54,9 +54,8 @@ async fn a_silent_stream_gets_its_ending_at_the_verdict_and_its_provider_is_cut_
             assert_eq!((&record["status"], &record["reason"]), (&json!(200), &json!("output_blocked")), "{place}");
             let guard = &record["output_guard"];
             assert_eq!((&guard["verdict"], &guard["action"]), (&json!("unsafe"), &json!("block")), "{place}");
-            // A guard that is slower than a provider may be kept waiting is not waited for.
-            let known = guard.get("categories") == Some(&json!([CATEGORY]));
-            assert_eq!(known, latency == 1, "{place}: {guard}");
+            // A guard that is slower than a provider may be kept waiting is not asked in vain, but not waited for.
+            assert!(latency == 1 || guard.get("categories").is_none(), "{place}: {guard}");
         }
     }
     stack.assert_lives().await;

@@ -83,7 +83,14 @@ fn cells(line: &str) -> Vec<String> {
 
 #[test]
 fn every_link_leads_to_a_file() {
-    for page in ["README.md", "docs/configuration.md", "docs/errors.md", "docs/record.md", "docs/architecture.md"] {
+    for page in [
+        "README.md",
+        "docs/configuration.md",
+        "docs/errors.md",
+        "docs/record.md",
+        "docs/architecture.md",
+        "docs/observability.md",
+    ] {
         let page = Page::open(page);
         for file in page.links() {
             assert!(file.exists(), "{}: {} does not exist", page.path.display(), file.display());

@@ -13,9 +13,11 @@
     reason = "a helper of tests fails by panicking, as a test does; no test file uses all of it, and `pub` is all that a module of each can say"
 )]
 
+pub mod browser;
 pub mod http;
 pub mod scripted;
 mod stack;
+pub mod tls;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

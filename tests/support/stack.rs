@@ -20,6 +20,8 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     langsmith: bool,
     impatient: bool,
+    ejecting: bool,
+    replicas: usize,
     guard: llama_guard::Family,
 }
 
@@ -47,6 +49,18 @@ impl Builder {
         self
     }
 
+    /// Ejects replicas as the shipped configuration does. Else none is, however often a test makes them fail.
+    pub fn ejecting(mut self) -> Self {
+        self.ejecting = true;
+        self
+    }
+
+    /// So many servers of vLLM, one at least.
+    pub fn replicas(mut self, count: usize) -> Self {
+        self.replicas = count;
+        self
+    }
+
     /// Runs are uploaded to a simulated LangSmith.
     pub fn langsmith(mut self) -> Self {
         self.langsmith = true;
@@ -60,6 +74,11 @@ impl Builder {
         for (from, to) in &self.edits {
             assert!(text.contains(from), "the shipped configuration has no {from:?}");
             text = text.replace(from, to);
+        }
+        if !self.ejecting {
+            let shipped = "consecutive_5xx: 5\n";
+            assert!(text.contains(shipped), "the shipped configuration ejects otherwise");
+            text = text.replace(shipped, "consecutive_5xx: 1000000\n");
         }
         if self.impatient {
             let (before, rest) = text.split_once("first_token: {").unwrap();
@@ -77,7 +96,11 @@ impl Builder {
         let data = tempfile::tempdir().unwrap();
         let key = |key: &str| KeyOptions { api_key: Some(key.into()), api_key_env: None };
         let quick = |key| ChatOptions { key, first_token_ms: 5, token_ms: 0, ..ChatOptions::default() };
-        let vllm = vllm::start(quick(key(VLLM_KEY))).await.unwrap();
+        let mut replicas = Vec::new();
+        for _ in 0..self.replicas {
+            replicas.push(vllm::start(quick(key(VLLM_KEY))).await.unwrap());
+        }
+        let vllm_url = replicas.iter().map(Simulator::url).collect::<Vec<_>>().join(",");
         let openai = openai::start(quick(key(OPENAI_KEY))).await.unwrap();
         let options =
             llama_guard::Options { key: key(GUARD_KEY), latency_ms: 1, family: self.guard, ..Default::default() };
@@ -99,7 +122,7 @@ impl Builder {
                 ["PARAPET_PORT", "PARAPET_ADMIN_PORT", "PARAPET_SIDECAR_PORT"]
                     .map(|port| (port, free_port().to_string())),
             )
-            .env("VLLM_URL", vllm.url())
+            .env("VLLM_URL", vllm_url)
             .env("VLLM_API_KEY", VLLM_KEY)
             .env("OPENAI_BASE_URL", openai.url())
             .env("OPENAI_API_KEY", OPENAI_KEY)
@@ -116,7 +139,7 @@ impl Builder {
         self_checked(&guard).await;
         Stack {
             up,
-            vllm: Some(vllm),
+            replicas: replicas.into_iter().map(Some).collect(),
             openai: Some(openai),
             guard: Some(guard),
             langsmith: Some(langsmith),
@@ -204,7 +227,7 @@ impl Drop for Up {
 pub struct Stack {
     // Dropped first: what follows is what it talks to.
     up: Up,
-    vllm: Option<Simulator>,
+    replicas: Vec<Option<Simulator>>,
     openai: Option<Simulator>,
     guard: Option<Simulator>,
     langsmith: Option<LangSmith>,
@@ -222,6 +245,8 @@ impl Stack {
             environment: Vec::new(),
             langsmith: false,
             impatient: false,
+            ejecting: false,
+            replicas: 1,
             guard: llama_guard::Family::default(),
         }
     }
@@ -232,7 +257,16 @@ impl Stack {
     }
 
     pub fn vllm(&self) -> &Simulator {
-        self.vllm.as_ref().expect("vLLM was stopped")
+        self.replica(0)
+    }
+
+    pub fn replica(&self, index: usize) -> &Simulator {
+        self.replicas[index].as_ref().expect("this vLLM was stopped")
+    }
+
+    /// Those that run.
+    pub fn running(&self) -> impl Iterator<Item = &Simulator> {
+        self.replicas.iter().flatten()
     }
 
     pub fn openai(&self) -> &Simulator {
@@ -249,7 +283,21 @@ impl Stack {
 
     /// Connecting to it is refused from now on.
     pub async fn stop_vllm(&mut self) {
-        self.vllm.take().unwrap().stop().await;
+        self.stop_replica(0).await;
+    }
+
+    /// The port that it had, for a later start.
+    pub async fn stop_replica(&mut self, index: usize) -> u16 {
+        let server = self.replicas[index].take().unwrap();
+        let port = server.address().port();
+        server.stop().await;
+        port
+    }
+
+    pub async fn start_replica(&mut self, index: usize, port: u16) {
+        let key = KeyOptions { api_key: Some(VLLM_KEY.into()), api_key_env: None };
+        let options = ChatOptions { port, key, first_token_ms: 5, token_ms: 0, ..ChatOptions::default() };
+        self.replicas[index] = Some(vllm::start(options).await.unwrap());
     }
 
     pub async fn stop_openai(&mut self) {
@@ -329,7 +377,7 @@ impl Stack {
 
     /// What vLLM has seen; nothing when it was stopped.
     pub fn vllm_requests(&self) -> Vec<SeenRequest> {
-        self.vllm.as_ref().map(Simulator::requests).unwrap_or_default()
+        self.running().flat_map(Simulator::requests).collect()
     }
 
     /// No VM was lost.

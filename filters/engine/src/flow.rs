@@ -3,6 +3,7 @@
 //! The shell translates Envoy's callbacks to [`Event`]s, carries out the [`Effect`]s in order, and asks whether the
 //! request or the response has to wait. Quota is the one question that it answers at once, with [`Event::Reserved`].
 
+mod attempts;
 mod calls;
 mod exchange;
 mod finish;
@@ -11,6 +12,7 @@ mod plan;
 mod request;
 mod respond;
 mod response;
+mod send;
 mod stream;
 mod verdict;
 
@@ -20,6 +22,7 @@ use crate::memory::Memory;
 use crate::quota::Decision;
 use crate::reason::Refusal;
 use crate::record::{self, Record};
+pub use attempts::ATTEMPT;
 pub use exchange::Exchange;
 pub use head::Head;
 use stream::Stream;
@@ -61,7 +64,7 @@ pub enum Event<'a> {
 /// What Envoy knows of the end.
 #[derive(Debug, Default)]
 pub struct End<'a> {
-    /// What the provider filter wrote of failed attempts: a JSON array of [`record::Attempt`].
+    /// What the provider filter wrote of failed attempts: see [`crate::provider::note_failed`].
     pub failed_attempts: Option<&'a [u8]>,
     /// Envoy's response code details.
     pub details: Option<&'a [u8]>,
@@ -130,7 +133,7 @@ pub struct Reply {
 
 /// How long a client is given to end its connection itself after a stream's ending, in microseconds. Envoy lets no filter
 /// end a response before its provider does, so what is cut then ends irregularly.
-pub const GRACE_US: u64 = 10_000;
+pub const GRACE_US: u64 = 5_000;
 
 /// How the shell treats a response's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,17 +186,19 @@ pub struct EndQuestions {
 pub struct Flow {
     state: State,
     record: Record,
-    /// Attempts as Envoy counted them; `None` before an answer came, and where Envoy is not configured to say.
+    /// Attempts that were sent; `None` before an answer came, and where Envoy is not configured to say.
     attempts: Option<u32>,
-    was_sent: bool,
-    /// The answer is that of the first provider asked, whoever was asked beside it.
-    first_answered: bool,
+    sent: Option<send::Sent>,
+    /// When the attempt that answered was sent, where others ran beside it.
+    raced_from_us: Option<u64>,
+    /// Tells this request from the others that the worker has under way.
+    request: u64,
 }
 
 impl Default for Flow {
     fn default() -> Self {
         let record = Record { v: record::VERSION, ..Record::default() };
-        Self { state: State::Start, record, attempts: None, was_sent: false, first_answered: false }
+        Self { state: State::Start, record, attempts: None, sent: None, raced_from_us: None, request: 0 }
     }
 }
 
@@ -240,7 +245,7 @@ impl Flow {
     pub fn end_questions(&self) -> EndQuestions {
         let exchanging = matches!(self.state, State::Exchanging(_));
         let answered = self.record.attempts.last().is_some_and(|attempt| matches!(&*attempt.outcome, "ok" | "cut"));
-        let sent = self.was_sent;
+        let sent = self.sent.is_some();
         EndQuestions {
             failed_attempts: sent && !(answered && self.attempts == Some(1)),
             details: exchanging && !self.is_complete(),

@@ -39,7 +39,8 @@ fn pipeline(dir: &Path) -> Pipeline {
     })
     .unwrap();
     let mut index = Index::new(index::CAPACITY);
-    rebuild(&spool, &mut index).unwrap();
+    let board = Arc::new(Board::default());
+    rebuild(&spool, &mut index, &board).unwrap();
     let position = PositionFile::new(dir.join("position.json"));
     let resume = position.load().unwrap();
     let options = tail::Options { grace: Duration::ZERO, ..tail::Options::new(dir.join("access.jsonl")) };
@@ -53,6 +54,7 @@ fn pipeline(dir: &Path) -> Pipeline {
         audit: Audit::open(&dir.join("audit")).unwrap(),
         cache: Arc::new(Store::new(Embedded::open(&dir.join("cache.jsonl"), 1 << 20, 0).unwrap(), None)),
         metrics: Arc::new(Metrics::new()),
+        board,
         rotator: None,
         stop: Arc::new(Stop::default()),
         sampled: None,

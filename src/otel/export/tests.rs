@@ -258,13 +258,13 @@ async fn a_partial_success_is_counted_and_not_repeated() {
 #[tokio::test]
 async fn what_is_not_sampled_stays() {
     let caller = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
-    for more in [json!({"sampled": false}), json!({"traceparent": caller})] {
+    for more in [json!({"unsampled": true}), json!({"traceparent": caller})] {
         let rig = Rig::with(3, &more).await;
         rig.export().await;
         assert_eq!(rig.fake.state.lock().unwrap().posts, 0, "{more}");
     }
     // A client's own word of that name is none of ours.
-    let rig = Rig::with(1, &json!({"sampled": true, "params": {"sampled": false}})).await;
+    let rig = Rig::with(1, &json!({"params": {"unsampled": true}})).await;
     rig.export().await;
     assert_eq!(rig.accepted(), 2);
 }

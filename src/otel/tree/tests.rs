@@ -151,6 +151,12 @@ fn content_goes_along_only_when_asked_for_and_not_hidden() {
     for secret in ["the question", "the answer", "function", "END", "alice", "acme", "s-1", "r-1"] {
         assert!(!hidden.contains(secret), "{secret}");
     }
+    // A policy that keeps texts out of the record has none of them here.
+    let withheld = merged(record(), &json!({ "content": "hash", "messages": null, "prompt_digest": "ab" }));
+    let spans = tree_of(&withheld, &Shape { content: true, ..Shape::default() });
+    for key in ["gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.request.stop_sequences"] {
+        assert!(spans.iter().all(|span| get(span, key).is_none()), "{key}");
+    }
     // What a guard replaced is not what the model said.
     let guard = json!({ "output_guard": { "mode": "hold", "verdict": "unsafe", "action": "block" }, "reason": "output_blocked" });
     let blocked = tree_of(&merged(record(), &guard), &Shape { content: true, ..Shape::default() });

@@ -147,7 +147,6 @@ fn starts_with_any(text: &str, prefixes: &[&str]) -> bool {
 
 /// The prompt of a conversation that one call holds.
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a helper of tests fails by panicking, as a test does")]
 pub(super) fn prompt_of(template: &Template, turns: &[Turn<'_>]) -> String {
     template.input_prompts(turns).unwrap().pop_front().unwrap()
 }

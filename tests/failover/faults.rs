@@ -1,19 +1,11 @@
-//! vLLM first, OpenAI when vLLM is down, slow, full or lying about it; and what the client sees when nobody answers.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a helper of tests fails by panicking, as a test does"
-)]
-
-mod support;
+//! What goes wrong before the first token, and what the client sees of it.
 
 use parapet::sim::SeenRequest;
 use serde_json::{Value, json};
-use support::{
-    ALIAS, ALICE, BOB, CHAT, Faults, MODEL, OPEN, OPENAI_KEY, OPENAI_MODEL, Stack, VLLM_KEY, ask, count, eventually,
-    fault, left_by_gateway, stream, with,
+
+use crate::support::{
+    self, ALIAS, ALICE, BOB, CHAT, Faults, MODEL, OPEN, OPENAI_KEY, OPENAI_MODEL, Stack, VLLM_KEY, ask, count,
+    eventually, fault, left_by_gateway, stream, with,
 };
 
 /// A way to fail, as (name, fault, status and outcome of the lost attempt as JSON and as SSE, whether it has to be cut).
@@ -35,9 +27,9 @@ fn cases() -> Vec<Case> {
         case("no quota", json!({"insufficient_quota": true}), (429, "status"), (429, "status")),
         case("our key refused", json!({"status": 401}), (401, "status"), (401, "status")),
         case("forbidden", json!({"status": 403}), (403, "status"), (403, "status")),
-        hanging("hang", json!({"hang": true}), (0, "reset")),
-        hanging("hang after the head", json!({"hang_after_headers": true}), (200, "no_first_token")),
-        hanging("keep-alives only", json!({"keepalive_only": true}), (200, "no_first_token")),
+        hanging("hang", json!({"hang": true}), (0, "lost")),
+        hanging("hang after the head", json!({"hang_after_headers": true}), (200, "lost")),
+        hanging("keep-alives only", json!({"keepalive_only": true}), (200, "lost")),
         case("error first", json!({"error_event_first": true}), (500, "status"), (200, "error_event")),
         case("empty", json!({"empty": true}), (200, "empty"), (200, "empty")),
         case("malformed", json!({"malformed": true}), (200, "error_event"), (200, "error_event")),
@@ -123,7 +115,12 @@ async fn answered_by_openai(stack: &Stack, case: &str, streams: bool) -> Value {
     assert_eq!(seen.header("authorization"), Some(&*format!("Bearer {OPENAI_KEY}")), "{place}");
     assert_eq!(seen.header("content-length"), Some(&*seen.body.len().to_string()), "{place}");
     assert!(!format!("{seen:?}").contains(VLLM_KEY), "{place}: vLLM's key");
+    assert_eq!(seen.path, CHAT, "{place}");
+    assert_eq!(seen.header("host"), Some(&*stack.openai().address().to_string()), "{place}");
+    let internal = |name: &str| ["x-parapet-", "x-envoy-", "x-forwarded-"].iter().any(|it| name.starts_with(it));
+    assert!(seen.headers.iter().all(|(name, _)| !internal(name)), "{place}: {:?}", seen.headers);
     let lost: Vec<SeenRequest> = stack.vllm_requests();
+    assert!(lost.iter().all(|lost| lost.received_us <= seen.received_us), "{place}: OpenAI was asked first");
     assert!(
         lost.iter().all(|seen| seen.json()["model"] == MODEL && !format!("{seen:?}").contains(OPENAI_KEY)),
         "{place}"
@@ -136,7 +133,8 @@ async fn answered_by_openai(stack: &Stack, case: &str, streams: bool) -> Value {
     assert_eq!(told(0), (&json!("vllm"), &json!(MODEL)), "{place}");
     assert_eq!(told(1), (&json!("openai"), &json!(OPENAI_MODEL)), "{place}");
     assert_eq!((&attempts[1]["status"], &attempts[1]["outcome"]), (&json!(200), &json!("ok")), "{place}");
-    assert!(attempts[0]["end_us"].as_u64() <= attempts[1]["start_us"].as_u64(), "{place}: {attempts:?}");
+    let failed_before = attempts[0]["end_us"].as_u64() <= attempts[1]["start_us"].as_u64();
+    assert!(failed_before || attempts[0]["outcome"] == "lost", "{place}: {attempts:?}");
     assert!(record.get("truncated").is_none(), "{place}");
     record
 }
@@ -229,86 +227,11 @@ async fn a_json_answer_that_is_late_at_the_first_provider_still_counts() {
         .iter()
         .map(|attempt| (attempt["provider"].as_str().unwrap(), attempt["outcome"].as_str().unwrap()))
         .collect();
-    assert_eq!(attempts, [("vllm", "ok"), ("openai", "reset")]);
+    assert_eq!(attempts, [("vllm", "ok"), ("openai", "lost")]);
     eventually("the loser is cut off", async || {
         stack.openai().requests().first().filter(|request| request.disconnected()).map(|_| ())
     })
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_fails_in_its_middle_never_ends_as_a_good_one() {
-    let stack = Stack::start().await;
-    // Twenty tokens: with each policy some of them have left.
-    for key in [OPEN, BOB, ALICE] {
-        for name in ["error_event_after", "no_finish_after", "cut_after"] {
-            fault(stack.vllm(), serde_json::from_value(json!({name: 20, "token_ms": 2})).unwrap());
-            let place = format!("{key} {name}");
-            let response = stack.chat(key, &stream("count to 100")).await;
-            let (trace, attempts) = (response.trace(), response.header("x-parapet-attempts").map(str::to_owned));
-            let streamed = response.events().all().await;
-            assert!(!streamed.done, "{place}: [DONE]");
-            assert!(streamed.finish_reasons().is_empty(), "{place}");
-            if name != "cut_after" {
-                let error = streamed.error().unwrap_or_else(|| panic!("{place}: no error event: {streamed:?}"));
-                assert_eq!((&error["code"], streamed.end.is_ok()), (&json!("upstream_error"), true), "{place}");
-            } else {
-                assert!(streamed.end.is_err() || streamed.error().is_some(), "{place}: a clean end: {streamed:?}");
-            }
-            let text = streamed.text();
-            assert!(!text.is_empty() && count(20).starts_with(&text), "{place}: {text}");
-            assert_eq!(attempts.as_deref(), Some("1"), "{place}");
-            let record = stack.record(&trace).await;
-            assert!(record.get("cache").and_then(|cache| cache.get("store_s")).is_none(), "{place}: {record}");
-            if name != "cut_after" {
-                assert_eq!(
-                    (&record["truncated"], record.get("client_aborted")),
-                    (&json!(true), None),
-                    "{place}: {record}"
-                );
-            }
-        }
-    }
-    assert!(stack.openai().requests().is_empty(), "the first token was out: nobody else is asked");
-    // Nothing of it was kept.
-    fault(stack.vllm(), Faults::default());
-    let again = stack.alice(&stream("count to 100")).await;
-    assert_eq!(again.header("cache-status"), Some("parapet; fwd=miss"));
-    assert_eq!(again.events().all().await.whole(), count(100));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_held_stream_that_breaks_off_before_its_first_verdict_is_an_error_answer() {
-    let stack = Stack::start().await;
-    for name in ["error_event_after", "no_finish_after", "cut_after"] {
-        for tokens in [1, 3, 7] {
-            fault(stack.vllm(), serde_json::from_value(json!({name: tokens, "token_ms": 2})).unwrap());
-            let response = stack.alice(&stream("count to 100")).await;
-            response.into_error_at(502, "upstream_error", format!("{name} {tokens}")).await;
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cut_connection_is_told_from_a_client_that_left() {
-    let stack = Stack::start().await;
-    for key in [OPEN, BOB, ALICE] {
-        fault(stack.vllm(), Faults { cut_after: Some(20), token_ms: Some(2), ..Faults::default() });
-        let response = stack.chat(key, &stream("count to 100")).await;
-        let trace = response.trace();
-        response.events().all().await;
-        let record = stack.record(&trace).await;
-        assert_eq!((&record["truncated"], record.get("client_aborted")), (&json!(true), None), "{key}: {record}");
-
-        fault(stack.vllm(), Faults { token_ms: Some(20), ..Faults::default() });
-        let response = stack.chat(key, &stream("count to 1000")).await;
-        let trace = response.trace();
-        let mut events = response.events();
-        assert!(events.next().await.unwrap().is_some());
-        drop(events);
-        let record = stack.record(&trace).await;
-        assert_eq!((record.get("truncated"), &record["client_aborted"]), (None, &json!(true)), "{key}: {record}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -365,35 +288,4 @@ async fn a_guard_that_fails_beside_a_failover_is_what_the_client_is_told() {
         let response = stack.alice(&with(ask("Hello"), json!({"stream": streams}))).await;
         response.into_error(503, "guard_unavailable").await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn every_request_gets_exactly_one_well_formed_answer_whatever_fails() {
-    let stack = Stack::builder().impatient().start().await;
-    let faults = [
-        json!({"status": 500, "random": 0.5, "seed": 1}),
-        json!({"cut_after": 0, "random": 0.5, "seed": 2}),
-        json!({"error_event_first": true, "random": 0.5, "seed": 3}),
-        json!({"empty": true, "random": 0.5, "seed": 4}),
-    ];
-    for faults in faults {
-        fault(stack.vllm(), serde_json::from_value(faults.clone()).unwrap());
-        let requests = (0..40).map(|index| {
-            let stack = &stack;
-            async move {
-                let response = stack.chat(OPEN, &with(ask("count to 5"), json!({"stream": index % 2 == 0}))).await;
-                let attempts = response.header("x-parapet-attempts").unwrap().to_owned();
-                if index % 2 == 0 {
-                    assert_eq!(response.events().all().await.whole(), count(5));
-                } else {
-                    assert_eq!(response.into_json().await["choices"][0]["message"]["content"], count(5));
-                }
-                attempts
-            }
-        });
-        let attempts = futures_util::future::join_all(requests).await;
-        let retried = attempts.iter().filter(|attempts| *attempts == "2").count();
-        assert!((5..=35).contains(&retried), "{faults}: {retried} of 40");
-    }
-    stack.assert_well().await;
 }
