@@ -257,8 +257,6 @@ pub async fn start(options: Options, mut config: Config, mut exports: Exports) -
         };
         tasks.push(tokio::spawn(uploader.run()));
     }
-    let load = Arc::new(Watch::new("vllm", options.vllm_url.as_deref().unwrap_or_default())?);
-    tasks.push(tokio::spawn(Arc::clone(&load).run(stop_tasks.subscribe())));
     let pages = dashboard::Shared {
         board,
         limits: dashboard::limits_source(options.envoy_config.unwrap_or_else(|| data.join("run/envoy.yaml"))),
@@ -270,6 +268,8 @@ pub async fn start(options: Options, mut config: Config, mut exports: Exports) -
         upload: uploads_to(&config, &exports),
     };
     let hosts = dashboard::hosts::Hosts::new(options.listen, &options.hosts);
+    let load = Arc::new(Watch::new("vllm", options.vllm_url.as_deref().unwrap_or_default())?);
+    tasks.push(tokio::spawn(Arc::clone(&load).run(stop_tasks.subscribe())));
     let shared = http::Shared { load, metrics, spool, cache, feedback, config, pages, hosts };
     Ok(Sidecar { address, listener, shared, stop, stop_tasks, pipeline_ended, tasks, _lock: lock })
 }

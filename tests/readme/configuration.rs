@@ -58,6 +58,8 @@ fn whole() -> Value {
     }
     standard["audit"] = json!({"text": true});
     standard["trace"] = json!({"content": "full", "sampling": 1, "redact": ["email"], "redact_patterns": {"id": "a"}});
+    standard["audit"] = json!({"text": false});
+    standard["input_guard"]["media"] = json!("refuse");
     for side in ["input_guard", "output_guard"] {
         standard[side]["categories"] = json!({"flag": ["S6"], "ignore": ["S5"]});
     }

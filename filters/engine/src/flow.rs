@@ -20,7 +20,7 @@ use crate::config::{Config, Limits};
 use crate::guard::Side;
 use crate::memory::Memory;
 use crate::quota::Decision;
-use crate::reason::Refusal;
+use crate::reason::{Reason, Refusal};
 use crate::record::{self, Record};
 pub use attempts::ATTEMPT;
 pub use exchange::Exchange;
@@ -131,9 +131,12 @@ pub struct Reply {
     pub body: Vec<u8>,
 }
 
-/// How long a client is given to end its connection itself after a stream's ending, in microseconds. Envoy lets no filter
-/// end a response before its provider does, so what is cut then ends irregularly.
-pub const GRACE_US: u64 = 5_000;
+/// From a blocked stream's ending to the cut, in microseconds: it has left Envoy by then. Envoy lets no filter end a
+/// response before its provider does, so what is cut then ends irregularly.
+const GRACE_US: u64 = 5_000;
+
+/// The same of a stream that failed: most providers end one by themselves.
+const FAILED_GRACE_US: u64 = 100_000;
 
 /// How the shell treats a response's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -279,10 +282,15 @@ impl Flow {
         matches!(&self.state, State::Exchanging(exchange) if exchange.streaming().is_some_and(Stream::lingers))
     }
 
-    /// The client has got its ending and the provider goes on: [`GRACE_US`] from now both connections are to be cut.
+    /// The client has got its ending and the provider goes on: so many microseconds from now both connections are to be cut.
     #[must_use]
-    pub fn abandons(&self) -> bool {
-        matches!(&self.state, State::Exchanging(exchange) if exchange.streaming().is_some_and(Stream::abandons))
+    pub fn abandons_in(&self) -> Option<u64> {
+        let State::Exchanging(exchange) = &self.state else { return None };
+        let blocked = self.record.reason.as_deref() == Some(Reason::OutputBlocked.code());
+        exchange
+            .streaming()
+            .filter(|stream| stream.abandons())
+            .map(|_| if blocked { GRACE_US } else { FAILED_GRACE_US })
     }
 
     #[must_use]

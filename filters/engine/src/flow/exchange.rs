@@ -26,9 +26,9 @@ pub struct Exchange {
     /// For the provider; taken when it is sent.
     pub(super) body: Vec<u8>,
     pub(super) request_id: Option<String>,
-    pub(super) timing: Timing,
     /// What chooses a replica.
     pub(super) affinity: Option<String>,
+    pub(super) timing: Timing,
     pub(super) input: Input,
     /// It has parts that no guard is shown, and its policy lets them through.
     pub(super) unseen: bool,

@@ -221,7 +221,7 @@ impl Host<'_> {
     }
 
     pub(crate) fn response_body(&mut self, bytes: &[u8], ends: bool) {
-        if self.flow.abandons() && !self.aborted {
+        if self.flow.abandons_in().is_some() && !self.aborted {
             // The client has had everything; the provider is cut off.
             assert!(self.response.buffer.is_empty());
             self.response.complete = true;
