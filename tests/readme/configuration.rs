@@ -56,7 +56,6 @@ fn whole() -> Value {
     ] {
         standard[key] = value;
     }
-    standard["audit"] = json!({"text": true});
     standard["trace"] = json!({"content": "full", "sampling": 1, "redact": ["email"], "redact_patterns": {"id": "a"}});
     standard["audit"] = json!({"text": false});
     standard["input_guard"]["media"] = json!("refuse");
@@ -104,6 +103,7 @@ fn wrong(kind: &str) -> Value {
         "number" => json!("half"),
         "string" | "list" => json!(7),
         "object" => json!("on"),
+        "boolean" => json!("perhaps"),
         choices => {
             assert!(choices.starts_with('`'), "unknown type {choices}");
             json!("sideways")

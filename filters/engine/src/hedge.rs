@@ -162,13 +162,13 @@ impl Races {
         }
     }
 
-    /// An attempt's token came first. Its number among those sent, if others were begun, and when it was sent.
+    /// An attempt's token came first. If others were begun: how many of them were never sent, and when it was sent itself.
     pub fn won(&mut self, request: u64, context: u32) -> Option<(usize, u64)> {
         let race = self.races.get_mut(&request)?;
         (race.won, race.over) = (true, true);
         let sent_us = race.attempt(context)?.sent_us?;
-        let sent = race.attempts.iter().filter(|attempt| attempt.sent_us.is_some()).count();
-        (race.attempts.len() > 1).then_some((sent, sent_us))
+        let held = race.attempts.iter().filter(|attempt| attempt.sent_us.is_none()).count();
+        (race.attempts.len() > 1).then_some((held, sent_us))
     }
 
     /// When an attempt was sent, in microseconds since the Unix epoch; `None`: it never was.
@@ -396,7 +396,7 @@ mod tests {
         assert_eq!((races.sent_us(1, 11), races.standing(1, 11)), (Some(310 * MS), (true, false)));
 
         let mut races = held();
-        assert_eq!(races.won(1, 10), Some((1, 0)), "one was sent, two were begun");
+        assert_eq!(races.won(1, 10), Some((1, 0)), "one of two was never sent");
         assert_eq!(races.standing(1, 11), (false, true));
         races.left(1, 11);
         assert!(races.due(9000 * MS).is_empty());
@@ -463,7 +463,7 @@ mod tests {
         races.begin(terms(1, Some(5)), 10, 0);
         races.begin(terms(1, Some(5)), 11, 300 * MS);
         assert!(races.has_company(1, 10) && races.has_company(1, 11));
-        assert_eq!(races.won(1, 11), Some((2, 300 * MS)));
+        assert_eq!(races.won(1, 11), Some((0, 300 * MS)));
         assert_eq!(races.standing(1, 10), (true, true));
         races.left(1, 10);
         assert!(!races.has_company(1, 11));

@@ -134,8 +134,8 @@ impl ProviderStream {
     fn win(&mut self) {
         self.attempt = None;
         let raced = self.request.and_then(|request| self.shared.races.borrow_mut().won(request, self.context));
-        if let Some((sent, sent_us)) = raced {
-            host::set_header(Map::Response, ATTEMPT, &format!("{sent} {sent_us}"));
+        if let Some((held, sent_us)) = raced {
+            host::set_header(Map::Response, ATTEMPT, &format!("{held} {sent_us}"));
         }
     }
 

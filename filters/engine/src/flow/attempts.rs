@@ -6,15 +6,17 @@ use crate::config::{Config, Price};
 use crate::provider;
 use crate::record::{Attempt, Usage};
 
-/// What the provider filter says of an attempt that answers while others were begun: how many were sent, and when it
-/// was itself, in microseconds.
+/// What the provider filter says of an attempt that answers while others were begun: how many of those that Envoy counts
+/// were never sent, and when it was sent itself, in microseconds.
 pub const ATTEMPT: &str = "x-parapet-attempt";
 
 impl Flow {
     /// The head tells how many attempts there were and whose answer it is.
     pub(super) fn note_attempt(&mut self, exchange: &Exchange, head: &Head<'_>, context: &Context<'_>) {
         let raced = head.get(ATTEMPT).and_then(read_raced);
-        self.attempts = raced.map(|(sent, _)| sent).or_else(|| number(head.get("x-envoy-attempt-count")?));
+        let begun: Option<u32> = head.get("x-envoy-attempt-count").and_then(number);
+        let held = raced.map_or(0, |(held, _)| held);
+        self.attempts = begun.map(|begun| begun.saturating_sub(held).max(1));
         let Some(provider) = head.tag("x-parapet-provider") else { return };
         let model = context.config.models.get(exchange.model);
         let link = model.and_then(|model| model.chain.iter().find(|link| link.provider == provider));

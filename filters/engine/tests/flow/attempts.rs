@@ -126,7 +126,7 @@ fn what_attempts_used_and_cost_is_told_of_each_and_their_sum_of_the_request() {
     let at = 1_800_000_000_000_000_u64;
     let line = |outcome: &str, provider: &str| format!("{provider}\tx\t{at}\t{}\t200\t{outcome}\n", at + S);
     for (name, failed, answering, raced, costs) in [
-        ("lost", line("lost", "vllm"), "openai", Some("2 1800000000300000"), [Some(9000), Some(0)]),
+        ("lost", line("lost", "vllm"), "openai", Some("0 1800000000300000"), [Some(9000), Some(0)]),
         ("hung, then cut", line("no_first_token", "vllm"), "openai", None, [Some(9000), Some(0)]),
         ("refused", line("status", "vllm"), "openai", None, [None, Some(0)]),
         // 9 prompt and 5 completion tokens, as it says itself; the other's price is 0.
@@ -134,7 +134,7 @@ fn what_attempts_used_and_cost_is_told_of_each_and_their_sum_of_the_request() {
             "the first won",
             line("lost", "openai").replace(&at.to_string(), &(at + 300_000).to_string()),
             "vllm",
-            Some("2 1800000000000000"),
+            Some("0 1800000000000000"),
             [Some(19_000), Some(0)],
         ),
     ] {
