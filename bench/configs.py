@@ -8,6 +8,8 @@ import subprocess
 
 OPEN, WHOLE, HOLD = "sk-demo-open", "sk-bench-whole", "sk-bench-hold"
 PARALLEL, ASYNC = "sk-bench-parallel", "sk-bench-async"
+HEDGED = "sk-bench-hedged"
+HEDGE_AFTER_MS, HEDGE_PERCENT = 100, 10
 
 # Limits that are counted and never reached.
 LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12}
@@ -18,6 +20,7 @@ POLICIES = {
     # The windows as they are shipped.
     HOLD: {"output_guard": {"mode": "hold", "window_tokens": [8, 16, 32], **GUARD}},
     ASYNC: {"output_guard": {"mode": "async", "window_tokens": [8, 16, 32], **GUARD}},
+    HEDGED: {"hedge_after_ms": HEDGE_AFTER_MS, "hedge_budget_percent": HEDGE_PERCENT},
     PARALLEL: {"input_guard": {"mode": "parallel", **GUARD}},
 }
 

@@ -10,6 +10,7 @@ import time
 import configs
 import guards
 import guards_report
+import hedging
 import report
 from processes import ENVOY_CORE, RIG_CORE, Envoy, Rig, before_others, core_seconds, cpu_seconds, free_port, rss_kib
 
@@ -184,20 +185,20 @@ def run(bench):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=[*LENGTHS, "guards"])
+    parser.add_argument("mode", choices=[*LENGTHS, "guards", "hedging"])
     parser.add_argument("--rig", required=True)
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
     directory = os.path.join(arguments.out, "run")
     shutil.rmtree(directory, ignore_errors=True)
     os.makedirs(directory, mode=0o700)
-    first = arguments.mode == "guards" and before_others()
+    first = arguments.mode in ("guards", "hedging") and before_others()
     bench = Bench(arguments.rig, directory, LENGTHS.get(arguments.mode))
     begun = time.monotonic()
     try:
         with open("/proc/loadavg") as file:
             load = file.read().split()[0]
-        figures = guards.run(bench) if arguments.mode == "guards" else run(bench)
+        figures = {"guards": guards.run, "hedging": hedging.run}.get(arguments.mode, run)(bench)
     finally:
         bench.stop_envoys()
         bench.rig.stop()
@@ -205,7 +206,7 @@ def main():
             if name.endswith(".access.jsonl"):
                 os.remove(os.path.join(directory, name))
     figures.update(mode=arguments.mode, first=first, load_at_start=float(load), seconds=time.monotonic() - begun)
-    (guards_report if arguments.mode == "guards" else report).write(figures, arguments.out)
+    {"guards": guards_report, "hedging": hedging}.get(arguments.mode, report).write(figures, arguments.out)
 
 
 if __name__ == "__main__":

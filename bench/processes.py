@@ -14,7 +14,7 @@ START_SECONDS = 30
 
 # What is measured may come before others that want the same core.
 NICE = -10
-_first = []
+first = []
 
 
 def before_others():
@@ -22,10 +22,10 @@ def before_others():
     try:
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
         os.setpriority(os.PRIO_PROCESS, 0, 0)
-        _first[:] = ["nice", "-n", str(NICE)]
+        first[:] = ["nice", "-n", str(NICE)]
     except PermissionError:
         pass
-    return bool(_first)
+    return bool(first)
 
 
 def free_port():
@@ -67,7 +67,7 @@ class Envoy:
         self.output = os.path.join(directory, f"{name}.log")
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(
-                [*_first, "taskset", "-c", str(ENVOY_CORE), os.environ["ENVOY_BIN"], "-c", path, "--concurrency", "1",
+                [*first, "taskset", "-c", str(ENVOY_CORE), os.environ["ENVOY_BIN"], "-c", path, "--concurrency", "1",
                  "--disable-hot-restart", "--log-level", "error"], stdout=output, stderr=output)
         self.pid = self.process.pid
         self._await_ready()
@@ -114,7 +114,7 @@ class Envoy:
 class Rig:
     def __init__(self, binary):
         self.process = subprocess.Popen(
-            [*_first, "taskset", "-c", str(RIG_CORE), binary, "rig"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            [*first, "taskset", "-c", str(RIG_CORE), binary, "rig"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self.process.pid
         self.port = self._read(START_SECONDS)["port"]
 

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 
+import processes
 from processes import ENVOY_CORE, RIG_CORE, START_SECONDS, core_seconds, cpu_seconds, free_port, rss_kib
 
 # The records: five runs each, and of the size that a short chat with both guards has.
@@ -48,7 +49,7 @@ class Process:
         self.output = os.path.join(directory, f"{name}.log")
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(
-                ["taskset", "-c", str(core), os.environ["PARAPET_BIN"], *arguments], stdout=output, stderr=output,
+                [*processes.first, "taskset", "-c", str(core), os.environ["PARAPET_BIN"], *arguments], stdout=output, stderr=output,
                 env={**environment, "RUST_LOG": "warn"})
         self.pid = self.process.pid
 
@@ -164,6 +165,7 @@ def main():
     directory = os.path.join(arguments.out, "upload")
     shutil.rmtree(directory, ignore_errors=True)
     os.makedirs(directory, mode=0o700)
+    processes.before_others()
     try:
         figures = run(directory)
     finally:

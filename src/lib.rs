@@ -1,6 +1,7 @@
 //! The native half of Parapet: the sidecar that remembers and reports, and the command line.
 
 pub mod accesslog;
+pub mod admission;
 pub mod als;
 pub mod audit;
 pub mod cache;

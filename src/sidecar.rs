@@ -17,6 +17,7 @@ use crate::accesslog::pipeline::{self, Pipeline, Stop};
 use crate::accesslog::position::PositionFile;
 use crate::accesslog::rotate::Rotator;
 use crate::accesslog::tail::{self, Tail};
+use crate::admission::Watch;
 use crate::als;
 use crate::audit::{Audit, key::Key};
 use crate::cache::{Store, embedded::Embedded, redis::Redis};
@@ -88,6 +89,9 @@ pub struct Options {
     /// Disk for runs that are uploaded or stay local, in bytes; what waits for upload is kept beyond it.
     #[arg(long, env = "PARAPET_SPOOL_BYTES", default_value_t = 1 << 30)]
     pub spool_bytes: u64,
+    /// Replicas of vLLM whose load the gateway may ask for, separated by commas.
+    #[arg(long, env = "VLLM_URL")]
+    pub vllm_url: Option<String>,
     /// Hours that runs are kept after their upload.
     #[arg(long, env = "PARAPET_RETENTION_HOURS", default_value_t = 168)]
     pub retention_hours: u64,
@@ -264,7 +268,9 @@ pub async fn start(options: Options, mut config: Config, mut exports: Exports) -
         upload: uploads_to(&config, &exports),
     };
     let hosts = dashboard::hosts::Hosts::new(options.listen, &options.hosts);
-    let shared = http::Shared { metrics, spool, cache, feedback, config, pages, hosts };
+    let load = Arc::new(Watch::new("vllm", options.vllm_url.as_deref().unwrap_or_default())?);
+    tasks.push(tokio::spawn(Arc::clone(&load).run(stop_tasks.subscribe())));
+    let shared = http::Shared { load, metrics, spool, cache, feedback, config, pages, hosts };
     Ok(Sidecar { address, listener, shared, stop, stop_tasks, pipeline_ended, tasks, _lock: lock })
 }
 

@@ -205,7 +205,7 @@ fn envoy(log: &Path, records: usize, written: &AtomicUsize, seed: u64) -> Vec<us
             }
         }
         written.store(number + 1, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_micros(500));
+        std::thread::sleep(Duration::from_millis(1));
     }
     // A last torn line would wait for an end.
     file.write_all(b"\n").unwrap();
@@ -213,7 +213,7 @@ fn envoy(log: &Path, records: usize, written: &AtomicUsize, seed: u64) -> Vec<us
 }
 
 async fn chaos(seed: u64) {
-    const RECORDS: usize = 3000;
+    const RECORDS: usize = 1500;
     let langsmith = simulated(0).await;
     let rig = Rig::new(&[("LANGSMITH_ENDPOINT", langsmith.url())]);
     let written = Arc::new(AtomicUsize::new(0));
@@ -239,7 +239,7 @@ async fn chaos(seed: u64) {
         kills += 1;
     }
     let expected = whole(writer.join().unwrap().into_iter());
-    assert!(kills > 10 && expected.len() < RECORDS, "{kills} kills: this was no chaos");
+    assert!(kills > 5 && expected.len() < RECORDS, "{kills} kills: this was no chaos");
     langsmith.set_faults(parapet::sim::Faults::default()).unwrap();
     // What it was told to wait for is over.
     sidecar.kill();

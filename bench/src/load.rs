@@ -29,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) interval_us: u64,
     /// How long the model thinks before it answers.
     pub(crate) model_us: u64,
+    /// Of a thousand requests to the first provider so many, and how long it thinks about those.
+    pub(crate) slow: Option<(u64, u64)>,
     /// How long the guard thinks.
     pub(crate) guard_us: u64,
     /// Delays to some ten microseconds, for the price of a core that never rests; else to a millisecond.
@@ -70,6 +72,7 @@ impl Default for Plan {
             pace: Pace::Paced,
             interval_us: 10_000,
             model_us: 0,
+            slow: None,
             guard_us: 0,
             precise: false,
             stagger_us: 0,
@@ -82,6 +85,15 @@ impl Default for Plan {
 }
 
 impl Plan {
+    /// How long the model thinks about its request with this number.
+    pub(crate) fn model_us(&self, request: u64, second: bool) -> u64 {
+        // Spread over every thousand.
+        const STEP: u64 = 617;
+        let place = request.wrapping_mul(STEP) % 1000;
+        let slow = self.slow.filter(|(per_mille, _)| !second && place < *per_mille);
+        slow.map_or(self.model_us, |(_, us)| us)
+    }
+
     /// The token that offends in the stream with this number.
     pub(crate) fn offence(&self, stream: u64) -> Option<u32> {
         // A step that meets every place of any span up to itself before it meets one twice.
@@ -116,7 +128,7 @@ impl Times {
             self.0.get(index.min(self.0.len().saturating_sub(1))).copied()
         };
         json!({
-            "n": self.0.len(), "min": self.0.first(), "p50": at(500), "p90": at(900), "p99": at(990), "p999": at(999),
+            "n": self.0.len(), "min": self.0.first(), "p50": at(500), "p90": at(900), "p95": at(950), "p99": at(990), "p999": at(999),
             "max": self.0.last()
         })
     }
@@ -158,6 +170,8 @@ pub(crate) struct Outcome {
     /// What the guard and the model were asked.
     pub(crate) verdicts: u64,
     pub(crate) served: u64,
+    /// Of those, what came to the second provider.
+    pub(crate) second: u64,
 }
 
 impl Outcome {
@@ -172,7 +186,7 @@ impl Outcome {
             "elapsed_us": elapsed_us, "requests": self.requests(), "statuses": statuses, "failed": self.failed,
             "reconnects": self.reconnects, "latency_us": self.latency_us.summary(), "chunks": self.chunks,
             "lost": self.lost, "late": self.late, "chunk_us": self.chunk_us.summary(), "verdicts": self.verdicts,
-            "served": self.served, "total_us": self.total_us.summary(), "stall_us": self.stall_us.summary(),
+            "served": self.served, "second": self.second, "total_us": self.total_us.summary(), "stall_us": self.stall_us.summary(),
             "cut": self.cut, "missed": self.missed, "exposure": self.exposure.summary(),
             "unsafe_to_close_us": self.unsafe_to_close_us.summary(),
             "categories_to_close_us": self.categories_to_close_us.summary(),

@@ -64,6 +64,7 @@ pub(crate) struct Rig {
     load: Option<Load>,
     verdicts: u64,
     served: u64,
+    second: u64,
     /// Where the next load's seeds go on: no request is ever sent twice.
     seed: u64,
     clock: Instant,
@@ -90,6 +91,7 @@ impl Rig {
             load: None,
             verdicts: 0,
             served: 0,
+            second: 0,
             seed: 0,
             clock: Instant::now(),
         })
@@ -115,7 +117,7 @@ impl Rig {
     pub(crate) fn start(&mut self, plan: Plan) -> io::Result<()> {
         let port = if plan.port == 0 { self.port()? } else { plan.port };
         let now_us = self.now_us();
-        (self.verdicts, self.served, self.guard.read) = (0, 0, Prefill::default());
+        (self.verdicts, self.served, self.second, self.guard.read) = (0, 0, 0, Prefill::default());
         let load = Load {
             outcome: Outcome::default(),
             request: Request::chat(&plan, self.seed),
@@ -273,7 +275,7 @@ impl Rig {
         let read = if readable { connection.wire.read(&mut self.scratch) } else { Ok(()) };
         let now_us = self.now_us();
         let mut answered = false;
-        let mut due = None;
+        let (mut due, mut second) = (None, false);
         match &mut connection.role {
             Role::Client(client) => {
                 if let Some(load) = self.load.as_mut().filter(|_| readable && !client.is_idle()) {
@@ -287,6 +289,7 @@ impl Rig {
                 }
             }
             Role::Model(model) if readable => {
+                second = self.plan.slow.is_some() && names_second(&connection.wire.unread);
                 due = Model::read(&mut connection.wire, Some(&mut self.guard).filter(|_| self.plan.reads));
                 if due == Some(Due::Answer) {
                     model.offends_at(self.plan.offence(self.served));
@@ -304,9 +307,10 @@ impl Rig {
         }
         if let Some(due) = due {
             let judges = matches!(due, Due::Verdict(_));
-            let delay_us = if judges { self.plan.guard_us } else { self.plan.model_us };
+            let delay_us = if judges { self.plan.guard_us } else { self.plan.model_us(self.served, second) };
             self.verdicts += u64::from(judges);
             self.served += u64::from(due == Due::Answer);
+            self.second += u64::from(second && due == Due::Answer);
             if delay_us == 0 {
                 self.act(token, due, now_us);
             } else {
@@ -364,6 +368,7 @@ impl Rig {
         self.seed = load.request.seed();
         load.outcome.failed += load.active as u64;
         (load.outcome.verdicts, load.outcome.served) = (self.verdicts, self.served);
+        load.outcome.second = self.second;
         load.outcome.prefill = core::mem::take(&mut self.guard.read);
         for token in 0..self.connections.len() {
             let is_client = matches!(
@@ -376,4 +381,10 @@ impl Rig {
         }
         Some(load.outcome.report(now_us.saturating_sub(load.begun_us)))
     }
+}
+
+/// The request is for the model of the shipped configuration's second provider.
+fn names_second(request: &[u8]) -> bool {
+    const NAME: &[u8] = b"\"gpt-4o-mini\"";
+    request.windows(NAME.len()).any(|window| window == NAME)
 }

@@ -52,7 +52,7 @@ pub struct Verdict {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Entry {
-    Accepted(Item),
+    Accepted(Box<Item>),
     Ended {
         #[serde(serialize_with = "text", deserialize_with = "uuid")]
         id: Uuid,
@@ -114,10 +114,10 @@ impl Queue {
         if self.pending.contains_key(&item.id) {
             return Ok(());
         }
-        let entry = Entry::Accepted(item);
+        let entry = Entry::Accepted(Box::new(item));
         self.append(&entry)?;
         if let Entry::Accepted(item) = entry {
-            self.pending.insert(item.id, Pending { item, ended: BTreeSet::new() });
+            self.pending.insert(item.id, Pending { item: *item, ended: BTreeSet::new() });
         }
         Ok(())
     }
@@ -150,7 +150,7 @@ impl Queue {
     fn rewrite(&mut self) -> io::Result<()> {
         let mut content = Vec::new();
         for pending in self.pending.values() {
-            serde_json::to_writer(&mut content, &Entry::Accepted(pending.item.clone()))?;
+            serde_json::to_writer(&mut content, &Entry::Accepted(Box::new(pending.item.clone())))?;
             content.push(b'\n');
             for at in &pending.ended {
                 let ended = Entry::Ended { id: pending.item.id, at: Some(at.clone()), outcome: "ended".to_owned() };
@@ -178,7 +178,7 @@ fn read(content: &[u8], path: &Path, destinations: &[String]) -> BTreeMap<Uuid, 
     for line in content.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
         match serde_json::from_slice(line) {
             Ok(Entry::Accepted(item)) => {
-                pending.insert(item.id, Pending { item, ended: BTreeSet::new() });
+                pending.insert(item.id, Pending { item: *item, ended: BTreeSet::new() });
             }
             Ok(Entry::Ended { id, at: Some(at), .. }) => {
                 if let Some(pending) = pending.get_mut(&id) {

@@ -18,6 +18,9 @@ use body::Body;
 pub use outcome::Outcome;
 use outcome::{classify, plain};
 
+/// A content type, and the runs in it.
+type Encode = fn(&[Run]) -> Result<(String, Vec<u8>), serde_json::Error>;
+
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
@@ -146,13 +149,7 @@ impl Client {
         }
     }
 
-    async fn post_encoded(
-        &self,
-        path: &str,
-        negotiated: Negotiated,
-        runs: &Arc<[Run]>,
-        encode: fn(&[Run]) -> Result<(String, Vec<u8>), serde_json::Error>,
-    ) -> Outcome {
+    async fn post_encoded(&self, path: &str, negotiated: Negotiated, runs: &Arc<[Run]>, encode: Encode) -> Outcome {
         let mut compression = if self.compress { negotiated.compression } else { Compression::None };
         loop {
             let runs = Arc::clone(runs);

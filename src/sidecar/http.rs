@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::accesslog::line;
+use crate::admission::Watch;
 use crate::cache::{self, Store};
 use crate::dashboard::{self, hosts};
 use crate::feedback::{self, Feedback};
@@ -32,6 +33,7 @@ const MAX_RUNS_BYTES: u64 = 32 << 20;
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
+    pub(super) load: Arc<Watch>,
     pub(super) spool: Arc<Spool>,
     pub(super) cache: Arc<Store>,
     pub(super) feedback: Arc<Feedback>,
@@ -54,6 +56,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .layer(middleware::from_fn_with_state(shared.hosts.clone(), hosts::check));
     Router::new()
         .route("/internal/cache/{key}", get(cached))
+        .route(parapet_engine::admission::PATH, get(async |State(shared): State<Shared>| shared.load.report()))
         .route("/healthz", get(async || "ok\n"))
         .with_state(shared)
         .merge(read)

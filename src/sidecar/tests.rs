@@ -28,6 +28,7 @@ fn options(data_dir: &Path, admin: &str) -> Options {
         redis_url: None,
         redis_prefix: String::new(),
         spool_bytes: 1 << 20,
+        vllm_url: None,
         retention_hours: 1,
     }
 }

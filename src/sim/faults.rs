@@ -48,6 +48,10 @@ pub struct Faults {
     pub token_ms: Option<u64>,
     /// Before anything is sent, headers included, in milliseconds. For the guard it replaces `--latency-ms`.
     pub latency_ms: Option<u64>,
+    /// vLLM's gauge `num_requests_waiting`; no fault of its own.
+    pub waiting: Option<u64>,
+    /// vLLM's gauge `kv_cache_usage_perc`, 0 to 1; absent: as many answers as are being given.
+    pub kv_cache: Option<f64>,
     /// How many requests are hit; absent: all.
     pub times: Option<u64>,
     /// Probability (0..=1) that a request is hit; absent: 1.
@@ -182,6 +186,12 @@ impl FaultSet {
     pub(super) fn get(&self) -> Faults {
         let current = self.lock();
         Faults { times: current.left, ..current.faults.clone() }
+    }
+
+    /// `waiting` and `kv_cache`.
+    pub(super) fn load(&self) -> (Option<u64>, Option<f64>) {
+        let current = self.lock();
+        (current.faults.waiting, current.faults.kv_cache)
     }
 
     /// Decides about one request. `works`: whether its route is one that faults hit by default.

@@ -122,6 +122,8 @@ pub(super) struct Call {
     pub(super) kind: Kind,
     pub(super) ticket: Arc<Ticket>,
     pub(super) fault: Arc<Fault>,
+    /// What vLLM's gauges are made to say: requests in the queue, and the part of the KV cache that is taken.
+    pub(super) load: (Option<u64>, Option<f64>),
 }
 
 /// # Errors
@@ -207,7 +209,8 @@ async fn faulty(shared: &Shared, mut request: Request, ticket: Arc<Ticket>, next
         }
         _ => {
             let fault = Arc::new(fault);
-            request.extensions_mut().insert(Call { kind: shared.kind, ticket, fault: Arc::clone(&fault) });
+            let call = Call { kind: shared.kind, ticket, fault: Arc::clone(&fault), load: shared.faults.load() };
+            request.extensions_mut().insert(call);
             let response = next.run(request).await;
             match fault.behaviour {
                 Behaviour::Status { code, .. } => failed(shared.kind, code, &fault),

@@ -3,7 +3,7 @@
 use std::{io, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -17,7 +17,7 @@ pub use super::chat::Options;
 use super::{
     answers,
     chat::{Model, completions},
-    server::{self, Shared, Simulator},
+    server::{self, Call, Shared, Simulator},
     shape::{Kind, Refused, now, vllm_error},
 };
 
@@ -67,12 +67,17 @@ async fn models(State(model): State<Arc<Model>>) -> Json<Value> {
     }]}))
 }
 
-async fn metrics(State(model): State<Arc<Model>>) -> Response {
+async fn metrics(State(model): State<Arc<Model>>, Extension(call): Extension<Call>) -> Response {
     let running = model.running();
-    let kv_cache = (running as f64 / KV_CACHE_ANSWERS).min(1.0);
+    let (waiting, kv_cache) = call.load;
+    let waiting = waiting.unwrap_or(0) as f64;
+    let kv_cache = kv_cache.unwrap_or_else(|| (running as f64 / KV_CACHE_ANSWERS).min(1.0));
     let labels = format!("{{engine=\"0\",model_name=\"{}\"}}", model.name);
-    let gauges =
-        [("num_requests_running", running as f64), ("num_requests_waiting", 0.0), ("kv_cache_usage_perc", kv_cache)];
+    let gauges = [
+        ("num_requests_running", running as f64),
+        ("num_requests_waiting", waiting),
+        ("kv_cache_usage_perc", kv_cache),
+    ];
     let text: String = gauges
         .iter()
         .map(|(name, value)| format!("# TYPE vllm:{name} gauge\nvllm:{name}{labels} {value:?}\n"))

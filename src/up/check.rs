@@ -57,6 +57,8 @@ fn unknown_clusters(document: &Document, section: &Mapping) -> Vec<String> {
         for (index, entry) in entries.enumerate() {
             let cluster = entry.as_mapping().and_then(|entry| text(entry, "cluster"));
             named.extend(cluster.map(|cluster| (format!("{list}[{index}].cluster"), cluster)));
+            let spill = entry.as_mapping().and_then(|entry| text(entry, "spill_cluster"));
+            named.extend(spill.map(|cluster| (format!("{list}[{index}].spill_cluster"), cluster)));
         }
     }
     for key in ["guard", "sidecar"] {
@@ -115,7 +117,8 @@ mod tests {
     #[test]
     fn a_missing_cluster_is_named_with_its_key_and_what_there_is() {
         let table = [
-            ("cluster: only_openai\n", "cluster: only_opnai\n", "models[1].cluster: no cluster `only_opnai`"),
+            (" cluster: only_openai\n", " cluster: only_opnai\n", "models[1].cluster: no cluster `only_opnai`"),
+            ("spill_cluster: only_openai\n", "spill_cluster: rest\n", "models[0].spill_cluster: no cluster `rest`"),
             ("cluster: llamaguard\n", "cluster: guard\n", "guard.cluster: no cluster `guard`"),
             ("sidecar: {cluster: sidecar,", "sidecar: {cluster: side,", "sidecar.cluster: no cluster `side`"),
             (

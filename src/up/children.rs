@@ -128,7 +128,13 @@ pub(super) fn simulator(simulator: &Simulator) -> anyhow::Result<Program> {
     Ok(Program { name: simulator.name, path: this_binary()?, arguments: simulator.arguments.clone(), environment })
 }
 
-pub(super) fn sidecar(data_dir: &Path, address: SocketAddr, admin: SocketAddr) -> anyhow::Result<Program> {
+pub(super) fn sidecar(
+    data_dir: &Path,
+    address: SocketAddr,
+    admin: SocketAddr,
+    vllm: &[Endpoint],
+) -> anyhow::Result<Program> {
+    let replicas: Vec<String> = vllm.iter().map(Endpoint::origin).collect();
     let mut environment: Vec<(OsString, OsString)> =
         std::env::vars_os().filter(|(variable, _)| !PROVIDER_KEYS.iter().any(|key| variable == key)).collect();
     // Later entries win over what was inherited.
@@ -137,6 +143,7 @@ pub(super) fn sidecar(data_dir: &Path, address: SocketAddr, admin: SocketAddr) -
         ("PARAPET_SIDECAR_PORT".into(), address.port().to_string().into()),
         ("PARAPET_ADMIN_PORT".into(), admin.port().to_string().into()),
         ("PARAPET_ADMIN_URL".into(), format!("http://{admin}").into()),
+        ("VLLM_URL".into(), replicas.join(",").into()),
     ]);
     Ok(Program { name: "sidecar", path: this_binary()?, arguments: vec!["sidecar".into()], environment })
 }

@@ -97,6 +97,11 @@ impl Endpoint {
         }
     }
 
+    /// Its scheme, host and port.
+    pub(super) fn origin(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.authority())
+    }
+
     /// Whether the host is an address: such a server has no name to send in the TLS handshake.
     pub(super) fn is_address(&self) -> bool {
         self.host.parse::<IpAddr>().is_ok()

@@ -97,7 +97,8 @@ async fn serve(
     }
     if let Some(address) = own_sidecar {
         console.say(format_args!("starting the sidecar on {address}"));
-        supervisor.start(children::sidecar(&settings.data_dir, address, probe::reachable(rendering.admin))?)?;
+        let admin = probe::reachable(rendering.admin);
+        supervisor.start(children::sidecar(&settings.data_dir, address, admin, &rendering.vllm.endpoints)?)?;
         probe::answers("the sidecar", address, "/healthz").await?;
     }
     for simulator in &simulators {

@@ -32,7 +32,7 @@ async fn what_one_replica_does_wrong_another_makes_good() {
         (json!({"status": 500}), "status", "status"),
         (json!({"status": 429}), "status", "status"),
         (json!({"status": 503}), "status", "status"),
-        (json!({"hang": true}), "reset", "reset"),
+        (json!({"hang": true}), "lost", "lost"),
         (json!({"error_event_first": true}), "status", "error_event"),
         (json!({"empty": true}), "empty", "empty"),
         (json!({"cut_after": 0}), "no_first_token", "no_first_token"),

@@ -48,7 +48,17 @@ fn whole() -> Value {
     standard["models"] = json!(["gpt-4o-mini"]);
     standard["cache"]["max_temperature"] = json!(0.7);
     standard["limits"] = json!({"requests_per_minute": 5, "tokens_per_minute": 1000});
+    for (key, value) in [
+        ("hedge_after_ms", json!(300)),
+        ("hedge_budget_percent", json!(5)),
+        ("deadline_ms", json!(60_000)),
+        ("spill", json!({"waiting": 4, "kv_cache": 0.9})),
+    ] {
+        standard[key] = value;
+    }
     standard["trace"] = json!({"content": "full", "sampling": 1, "redact": ["email"], "redact_patterns": {"id": "a"}});
+    standard["audit"] = json!({"text": false});
+    standard["input_guard"]["media"] = json!("refuse");
     for side in ["input_guard", "output_guard"] {
         standard[side]["categories"] = json!({"flag": ["S6"], "ignore": ["S5"]});
     }
@@ -93,6 +103,7 @@ fn wrong(kind: &str) -> Value {
         "number" => json!("half"),
         "string" | "list" => json!(7),
         "object" => json!("on"),
+        "boolean" => json!("perhaps"),
         choices => {
             assert!(choices.starts_with('`'), "unknown type {choices}");
             json!("sideways")
@@ -125,6 +136,9 @@ fn the_documented_defaults_are_what_is_taken_for_an_absent_key() {
         if place == "guard" {
             // Policies may not ask a guard that is not there.
             absent["policies"] = json!({"standard": {}, "careful": {}, "tiny": {}, "open": {}});
+        } else if place == "sidecar" {
+            // Nor spill by the word of nobody.
+            absent["policies"]["standard"].as_object_mut().unwrap().remove("spill");
         }
         let parsed = parse(&absent);
         match (default.as_str(), code(&default)) {

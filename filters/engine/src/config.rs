@@ -70,6 +70,8 @@ pub struct Model {
     pub aliases: Vec<String>,
     /// The Envoy cluster whose priorities are the chain.
     pub cluster: String,
+    /// The Envoy cluster whose priorities are the chain without its first.
+    pub spill_cluster: Option<String>,
     pub chain: Vec<Link>,
     pub affinity: Affinity,
 }
@@ -101,8 +103,11 @@ pub struct FirstToken {
     /// A JSON answer comes whole: this and [`FirstToken::per_token_ms`] for every token that may be generated.
     pub json_ms: u64,
     pub per_token_ms: u64,
-    /// From its beginning to a JSON answer, all providers together.
+    /// From a request's head to a stream's first token; to the end of a JSON answer, where the policy says nothing else.
     pub deadline_ms: u64,
+    /// Between these the limit of streams follows the model, from [`FirstToken::stream_ms`] on; see [`crate::latency`].
+    pub floor_ms: u64,
+    pub ceiling_ms: u64,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -138,8 +143,25 @@ pub struct Policy {
     pub output_guard: Option<OutputGuard>,
     pub cache: Option<Cache>,
     pub limits: Limits,
+    /// Without a first token for so long, the next provider is asked too; absent: not before the first-token limit.
+    pub hedge_after_ms: Option<u64>,
+    /// Hedges for every hundred requests.
+    pub hedge_budget_percent: u32,
+    /// From a request's head to the end of its answer, streams too.
+    pub deadline_ms: Option<u64>,
+    /// From which load of the first provider on a request goes to the rest of its chain.
+    pub spill: Option<Spill>,
     pub trace: Trace,
     pub audit: Audit,
+}
+
+/// Either is enough. See [`crate::admission`].
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Spill {
+    /// Requests in the queue of the replica with the shortest one.
+    pub waiting: Option<u64>,
+    /// Of the KV cache of the replica with the emptiest one, from 0 to 1.
+    pub kv_cache: Option<f64>,
 }
 
 /// What the audit log holds beside verdicts.
@@ -287,6 +309,12 @@ impl Config {
     #[must_use]
     pub fn policy(&self, principal: &Principal) -> Option<&Policy> {
         self.policies.get(&principal.policy)
+    }
+
+    /// Somebody wants to know how busy providers are.
+    #[must_use]
+    pub fn watches_load(&self) -> bool {
+        self.sidecar.is_some() && self.policies.values().any(|policy| policy.spill.is_some())
     }
 
     /// The guard's; it matters only where a guard is asked.

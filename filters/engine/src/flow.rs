@@ -3,6 +3,7 @@
 //! The shell translates Envoy's callbacks to [`Event`]s, carries out the [`Effect`]s in order, and asks whether the
 //! request or the response has to wait. Quota is the one question that it answers at once, with [`Event::Reserved`].
 
+mod attempts;
 mod calls;
 mod exchange;
 mod finish;
@@ -11,6 +12,7 @@ mod plan;
 mod request;
 mod respond;
 mod response;
+mod send;
 mod stream;
 mod verdict;
 
@@ -18,8 +20,9 @@ use crate::config::{Config, Limits};
 use crate::guard::Side;
 use crate::memory::Memory;
 use crate::quota::Decision;
-use crate::reason::Refusal;
+use crate::reason::{Reason, Refusal};
 use crate::record::{self, Record};
+pub use attempts::ATTEMPT;
 pub use exchange::Exchange;
 pub use head::Head;
 use stream::Stream;
@@ -61,7 +64,7 @@ pub enum Event<'a> {
 /// What Envoy knows of the end.
 #[derive(Debug, Default)]
 pub struct End<'a> {
-    /// What the provider filter wrote of failed attempts: a JSON array of [`record::Attempt`].
+    /// What the provider filter wrote of failed attempts: see [`crate::provider::note_failed`].
     pub failed_attempts: Option<&'a [u8]>,
     /// Envoy's response code details.
     pub details: Option<&'a [u8]>,
@@ -128,9 +131,12 @@ pub struct Reply {
     pub body: Vec<u8>,
 }
 
-/// How long a client is given to end its connection itself after a stream's ending, in microseconds. Envoy lets no filter
-/// end a response before its provider does, so what is cut then ends irregularly.
-pub const GRACE_US: u64 = 5_000;
+/// From a blocked stream's ending to the cut, in microseconds: it has left Envoy by then. Envoy lets no filter end a
+/// response before its provider does, so what is cut then ends irregularly.
+const GRACE_US: u64 = 5_000;
+
+/// The same of a stream that failed: most providers end one by themselves.
+const FAILED_GRACE_US: u64 = 100_000;
 
 /// How the shell treats a response's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,17 +189,19 @@ pub struct EndQuestions {
 pub struct Flow {
     state: State,
     record: Record,
-    /// Attempts as Envoy counted them; `None` before an answer came, and where Envoy is not configured to say.
+    /// Attempts that were sent; `None` before an answer came, and where Envoy is not configured to say.
     attempts: Option<u32>,
-    was_sent: bool,
-    /// The answer is that of the first provider asked, whoever was asked beside it.
-    first_answered: bool,
+    sent: Option<send::Sent>,
+    /// When the attempt that answered was sent, where others ran beside it.
+    raced_from_us: Option<u64>,
+    /// Tells this request from the others that the worker has under way.
+    request: u64,
 }
 
 impl Default for Flow {
     fn default() -> Self {
         let record = Record { v: record::VERSION, ..Record::default() };
-        Self { state: State::Start, record, attempts: None, was_sent: false, first_answered: false }
+        Self { state: State::Start, record, attempts: None, sent: None, raced_from_us: None, request: 0 }
     }
 }
 
@@ -240,7 +248,7 @@ impl Flow {
     pub fn end_questions(&self) -> EndQuestions {
         let exchanging = matches!(self.state, State::Exchanging(_));
         let answered = self.record.attempts.last().is_some_and(|attempt| matches!(&*attempt.outcome, "ok" | "cut"));
-        let sent = self.was_sent;
+        let sent = self.sent.is_some();
         EndQuestions {
             failed_attempts: sent && !(answered && self.attempts == Some(1)),
             details: exchanging && !self.is_complete(),
@@ -274,10 +282,15 @@ impl Flow {
         matches!(&self.state, State::Exchanging(exchange) if exchange.streaming().is_some_and(Stream::lingers))
     }
 
-    /// The client has got its ending and the provider goes on: [`GRACE_US`] from now both connections are to be cut.
+    /// The client has got its ending and the provider goes on: so many microseconds from now both connections are to be cut.
     #[must_use]
-    pub fn abandons(&self) -> bool {
-        matches!(&self.state, State::Exchanging(exchange) if exchange.streaming().is_some_and(Stream::abandons))
+    pub fn abandons_in(&self) -> Option<u64> {
+        let State::Exchanging(exchange) = &self.state else { return None };
+        let blocked = self.record.reason.as_deref() == Some(Reason::OutputBlocked.code());
+        exchange
+            .streaming()
+            .filter(|stream| stream.abandons())
+            .map(|_| if blocked { GRACE_US } else { FAILED_GRACE_US })
     }
 
     #[must_use]

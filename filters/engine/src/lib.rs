@@ -4,16 +4,20 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::string_slice, clippy::arithmetic_side_effects))]
 
+pub mod admission;
 pub mod affinity;
 pub mod answer;
 pub mod cache;
 pub mod chat;
 pub mod config;
 pub mod conversation;
+pub mod deadline;
 mod digest;
 pub mod flow;
 pub mod guard;
+pub mod hedge;
 pub mod identity;
+pub mod latency;
 pub mod memory;
 pub mod openai;
 mod privacy;

@@ -1,11 +1,13 @@
-//! What a worker remembers between requests: answers and verdicts, bounded in bytes.
+//! What a worker remembers between requests: answers and verdicts, bounded in bytes, and how long first tokens took.
 
 use core::hash::Hash;
 
 use hashbrown::HashMap;
 
+use crate::admission::Loads;
 use crate::cache::{self, Entry};
 use crate::guard::{self, Remembered};
+use crate::latency::FirstTokens;
 
 /// A map bounded in bytes. Two generations: when the young one has filled half of the bound it becomes the old one, and
 /// the old one is forgotten. What is asked for again moves to the young one, so that what is used stays.
@@ -61,11 +63,18 @@ impl<K: Hash + Eq, V> Bounded<K, V> {
 pub struct Memory {
     pub answers: Bounded<cache::Key, Entry>,
     pub verdicts: Bounded<guard::Key, Remembered>,
+    pub first_tokens: FirstTokens,
+    pub loads: Loads,
 }
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { answers: Bounded::new(32 * 1024 * 1024), verdicts: Bounded::new(8 * 1024 * 1024) }
+        Self {
+            answers: Bounded::new(32 * 1024 * 1024),
+            verdicts: Bounded::new(8 * 1024 * 1024),
+            first_tokens: FirstTokens::default(),
+            loads: Loads::default(),
+        }
     }
 }
 

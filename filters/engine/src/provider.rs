@@ -1,31 +1,52 @@
 //! One attempt at a provider: what its request must look like, and whether its answer counts.
 
-use serde::{Deserialize, Serialize};
-
 use crate::answer::Delta;
 use crate::config::{Config, Link, Provider};
+use crate::hedge::Terms;
 use crate::openai::{self, Chunk};
+use crate::record::Attempt;
 use crate::sse::Decoder;
 
 /// What the gateway filter tells the provider filter of a request, in filter state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ask {
     /// Index in the configuration's models.
     pub model: usize,
+    /// Index in the model's chain of the provider that is asked first, and that the body was written for.
+    pub link: usize,
     /// Length of the body as the gateway filter wrote it.
     pub body_bytes: usize,
+    pub terms: Terms,
 }
 
 impl Ask {
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
-        serde_json::to_vec(&(self.model, self.body_bytes)).unwrap_or_default()
+        let Self { model, link, body_bytes, terms: Terms { request, limit_ms, hedge_percent, give_up_ms } } = self;
+        // Hedging at 0 %, and no time at all, are none.
+        let numbers = [
+            request,
+            model as u64,
+            link as u64,
+            body_bytes as u64,
+            limit_ms,
+            hedge_percent.map_or(0, u64::from),
+            give_up_ms.unwrap_or(0),
+        ];
+        numbers.into_iter().flat_map(u64::to_le_bytes).collect()
     }
 
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (model, body_bytes) = serde_json::from_slice(bytes).ok()?;
-        Some(Self { model, body_bytes })
+        let mut numbers =
+            bytes.chunks_exact(8).filter_map(|number| number.first_chunk()).map(|n| u64::from_le_bytes(*n));
+        let request = numbers.next()?;
+        let mut index = || usize::try_from(numbers.next()?).ok();
+        let (model, link, body_bytes) = (index()?, index()?, index()?);
+        let (limit_ms, percent) = (numbers.next()?, u32::try_from(numbers.next()?).ok()?);
+        let hedge_percent = (percent > 0).then_some(percent);
+        let give_up_ms = numbers.next().filter(|ms| *ms > 0);
+        Some(Self { model, link, body_bytes, terms: Terms { request, limit_ms, hedge_percent, give_up_ms } })
     }
 }
 
@@ -34,10 +55,10 @@ impl Ask {
 pub struct Target<'a> {
     pub provider: &'a Provider,
     pub link: &'a Link,
-    /// The gateway filter wrote the body for the first of the chain.
+    /// The body as the gateway filter wrote it names the model as this provider does.
     pub body_fits: bool,
-    /// No provider follows: a slow answer beats none.
-    pub is_last: bool,
+    /// Nobody else is there: a retry would come back here.
+    pub is_only: bool,
 }
 
 /// The target of an attempt at a host of `provider`; `None` if the model's chain does not have it.
@@ -46,12 +67,12 @@ pub fn target<'a>(config: &'a Config, ask: Ask, provider: &str) -> Option<Target
     let model = config.models.get(ask.model)?;
     let position = model.chain.iter().position(|link| link.provider == provider)?;
     let link = model.chain.get(position)?;
-    let first = model.chain.first()?;
+    let first = model.chain.get(ask.link)?;
     Some(Target {
         provider: config.provider(provider)?,
         link,
         body_fits: first.model == link.model,
-        is_last: position.saturating_add(1) == model.chain.len(),
+        is_only: ask.link.saturating_add(1) == model.chain.len(),
     })
 }
 
@@ -62,10 +83,65 @@ impl Target<'_> {
     }
 }
 
+/// A provider that is over its limit, or has no quota left, says the same a millisecond later: another one may be asked,
+/// the same one may not.
+#[must_use]
+pub const fn retry_is_vain(status: u16) -> bool {
+    status == 429
+}
+
+/// What a client would be told as its own fault, while another attempt may still answer: it waits for that one.
+#[must_use]
+pub fn shown_in_company(status: u16) -> u16 {
+    if (400..500).contains(&status) { 502 } else { status }
+}
+
+/// What only the operator can mend: our key is refused, or the model's name there is not known.
+#[must_use]
+pub const fn is_misconfigured(status: u16) -> bool {
+    matches!(status, 401 | 403 | 404 | 407)
+}
+
 /// The body with the model's name at this provider.
 #[must_use]
 pub fn body_for(body: &[u8], model: &str) -> Option<Vec<u8>> {
     openai::with_model_in(body, model)
+}
+
+/// The failures noted of one request at most: more attempts than any retry policy makes.
+const MAX_NOTED: usize = 16;
+
+/// What the provider filter tells the gateway filter of failed attempts, in filter state: a line for each, its fields
+/// apart by tabs. (As JSON it took 20 KB of the module to read.)
+pub fn note_failed(noted: &mut Vec<u8>, attempt: &Attempt) {
+    if memchr::memchr_iter(b'\n', noted).count() >= MAX_NOTED {
+        return;
+    }
+    let Attempt { provider, model, start_us, end_us, status, outcome, .. } = attempt;
+    let end_us = end_us.unwrap_or_default();
+    let line =
+        [provider, model, &*start_us.to_string(), &*end_us.to_string(), &*status.to_string(), outcome].join("\t");
+    noted.extend_from_slice(line.as_bytes());
+    noted.push(b'\n');
+}
+
+/// What [`note_failed`] wrote; a line that is none of it is left out.
+#[must_use]
+pub fn failed(noted: &[u8]) -> Vec<Attempt> {
+    let line = |line: &[u8]| {
+        let mut fields = core::str::from_utf8(line).ok()?.split('\t');
+        let attempt = Attempt {
+            provider: fields.next()?.to_owned(),
+            model: fields.next()?.to_owned(),
+            start_us: fields.next()?.parse().ok()?,
+            end_us: Some(fields.next()?.parse().ok()?),
+            status: fields.next()?.parse().ok()?,
+            outcome: fields.next()?.to_owned(),
+            ..Attempt::default()
+        };
+        fields.next().is_none().then_some(attempt)
+    };
+    noted.split(|byte| *byte == b'\n').filter_map(line).collect()
 }
 
 /// What is to be done with an answer's head or body.
@@ -80,14 +156,14 @@ pub enum Gate {
 }
 
 /// The first-token gate of one attempt.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct FirstToken {
     kind: Kind,
-    is_last: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Kind {
+    #[default]
     Unknown,
     Events(Decoder),
     /// A JSON answer, read when it is whole.
@@ -96,16 +172,10 @@ enum Kind {
 }
 
 impl FirstToken {
-    #[must_use]
-    pub const fn new(is_last: bool) -> Self {
-        Self { kind: Kind::Unknown, is_last }
-    }
-
     /// The head came.
     pub fn on_head(&mut self, status: u16, is_event_stream: bool, ends: bool) -> Gate {
         let gate = match status {
             200 if ends => Gate::Fail { status: 502, outcome: "empty" },
-            200 if is_event_stream && self.is_last => Gate::Open,
             200 => Gate::Hold,
             // The provider refuses our key: the client's request is not at fault.
             401 | 403 | 407 => Gate::Fail { status: 502, outcome: "status" },
@@ -215,7 +285,7 @@ mod tests {
         [stream.len().max(1), 1, 7]
             .into_iter()
             .map(|size| {
-                let mut gate = FirstToken::new(false);
+                let mut gate = FirstToken::default();
                 assert_eq!(gate.on_head(200, true, false), Gate::Hold);
                 stream
                     .as_bytes()
@@ -247,6 +317,55 @@ mod tests {
     }
 
     #[test]
+    fn an_ask_comes_back_as_it_was_and_nothing_else_is_one() {
+        for hedge_percent in [None, Some(5)] {
+            let terms =
+                Terms { request: u64::MAX, limit_ms: 5000, hedge_percent, give_up_ms: hedge_percent.map(u64::from) };
+            let ask = Ask { model: 3, link: 1, body_bytes: 700, terms };
+            assert_eq!(Ask::from_bytes(&ask.to_bytes()), Some(ask));
+        }
+        assert_eq!(Ask::from_bytes(b"[0,17]"), None);
+    }
+
+    #[test]
+    fn failures_are_told_line_by_line_and_no_more_than_are_kept() {
+        let attempt = |status| Attempt {
+            provider: "vllm".to_owned(),
+            model: "meta llama/é".to_owned(),
+            start_us: 1_795_509_895_000_000,
+            end_us: Some(1_795_509_896_000_000),
+            status,
+            outcome: "status".to_owned(),
+            ..Attempt::default()
+        };
+        let mut noted = Vec::new();
+        (500..600).for_each(|status| note_failed(&mut noted, &attempt(status)));
+        let told = failed(&noted);
+        assert_eq!(told.len(), 16);
+        let json = |attempt: &Attempt| serde_json::to_string(attempt).unwrap();
+        assert_eq!((json(&told[0]), told[15].status), (json(&attempt(500)), 515));
+        for odd in [&b"x"[..], b"a\tb\t1\t2\t3", b"a\tb\t1\t2\tx\ty", b"a\tb\t1\t2\t3\ty\tz", b"\xff\tb\t1\t2\t3\ty"] {
+            assert!(failed(odd).is_empty());
+        }
+    }
+
+    #[test]
+    fn only_a_single_provider_is_not_asked_again_about_its_limit() {
+        let config = Config::parse(
+            br#"{"providers": [{"name": "a", "cluster": "a", "authority": "a"}, {"name": "b", "cluster": "b", "authority": "b"}],
+            "models": [{"name": "m", "cluster": "c", "chain": [{"provider": "a", "model": "x"}, {"provider": "b", "model": "y"}]}],
+            "keys": [], "policies": {}}"#,
+        )
+        .unwrap();
+        let terms = Terms { request: 1, limit_ms: 1, hedge_percent: None, give_up_ms: None };
+        for (link, provider, is_only) in [(0, "a", false), (0, "b", false), (1, "b", true)] {
+            let ask = Ask { model: 0, link, body_bytes: 1, terms };
+            assert_eq!(target(&config, ask, provider).unwrap().is_only, is_only, "{link} {provider}");
+        }
+        assert!(retry_is_vain(429) && !retry_is_vain(503));
+    }
+
+    #[test]
     fn the_head_decides_where_there_is_no_200() {
         for (status, expected) in [
             (500, Gate::Open),
@@ -255,9 +374,8 @@ mod tests {
             (401, Gate::Fail { status: 502, outcome: "status" }),
             (302, Gate::Fail { status: 502, outcome: "status" }),
         ] {
-            assert_eq!(FirstToken::new(false).on_head(status, false, false), expected, "{status}");
+            assert_eq!(FirstToken::default().on_head(status, false, false), expected, "{status}");
         }
-        assert_eq!(FirstToken::new(true).on_head(200, true, false), Gate::Open, "the last provider has no limit");
     }
 
     #[test]
@@ -270,7 +388,7 @@ mod tests {
             (r#"{"choices":[{"mess"#, false),
             (r#"{"error":{"message":"x"}}"#, false),
         ] {
-            let mut gate = FirstToken::new(false);
+            let mut gate = FirstToken::default();
             assert_eq!(gate.on_head(200, false, false), Gate::Hold);
             assert_eq!(gate.on_body(b"", false), Gate::Hold);
             assert_eq!(gate.on_body(body.as_bytes(), true) == Gate::Open, open, "{body}");

@@ -105,6 +105,8 @@ pub struct Refusal {
     pub categories: Vec<String>,
     /// Seconds after which a new try may succeed.
     pub retry_after_s: Option<u64>,
+    /// The same request would fail the same way again, whatever the reason usually says.
+    pub is_lasting: bool,
     /// The method that the path takes, for [`Reason::MethodNotAllowed`] (RFC 9110 §15.5.6).
     pub allow: Option<&'static str>,
 }
@@ -112,7 +114,15 @@ pub struct Refusal {
 impl Refusal {
     #[must_use]
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), param: None, categories: Vec::new(), retry_after_s: None, allow: None }
+        Self {
+            reason,
+            message: message.into(),
+            param: None,
+            categories: Vec::new(),
+            retry_after_s: None,
+            is_lasting: false,
+            allow: None,
+        }
     }
 
     #[must_use]

@@ -73,7 +73,7 @@ pub struct Record {
     pub first_token_us: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// What the provider charges for `usage`, in billionths of a US dollar.
+    /// What all attempts together cost, in billionths of a US dollar.
     pub cost_nanousd: u64,
 
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,6 +88,9 @@ pub struct Record {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
 
+    /// The first provider of the model's chain was too busy to be asked.
+    #[serde(skip_serializing_if = "is_false")]
+    pub spilled: bool,
     /// What of the texts is in here: `hash` or `none` where the policy does not want all of them written down.
     #[serde(skip_serializing_if = "Content::is_full")]
     pub content: Content,
@@ -252,8 +255,15 @@ pub struct Attempt {
     pub end_us: Option<u64>,
     /// The provider's status; 0 when it gave none.
     pub status: u16,
-    /// `ok`; before the first token `status`, `no_first_token`, `error_event`, `empty` or `reset`; after it `cut`.
+    /// `ok`; before the first token `status`, `no_first_token`, `error_event`, `empty`, `reset` or, where another was
+    /// faster, `lost`; after it `cut`.
     pub outcome: String,
+    /// What the provider says it used; of one that was cut off the prompt, estimated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// What the provider charges for `usage`, in billionths of a US dollar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_nanousd: Option<u64>,
 }
 
 const fn is_false(value: &bool) -> bool {

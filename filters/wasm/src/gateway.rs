@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use parapet_engine::flow::{BodyMode, Call, Callout, Context as Step, Effect, End, Event, Flow, GRACE_US, Head};
+use parapet_engine::flow::{BodyMode, Call, Callout, Context as Step, Effect, End, Event, Flow, Head};
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
@@ -239,9 +239,11 @@ impl GatewayStream {
 
     /// The client has its ending: the provider is cut off, and this stream with it, unless either ends first.
     fn abandon(&mut self) {
-        if !self.abandoned && self.flow.abandons() {
+        if !self.abandoned
+            && let Some(grace_us) = self.flow.abandons_in()
+        {
             self.abandoned = true;
-            self.shared.clock.set(self.id, host::now_us().saturating_add(GRACE_US), Act::Reset);
+            self.shared.clock.set(self.id, host::now_us().saturating_add(grace_us), Act::Reset);
         }
     }
 

@@ -274,6 +274,16 @@ pub(crate) fn tick_every(period: Duration) {
     let _ = unsafe { proxy_set_tick_period_milliseconds(u32::try_from(period.as_millis()).unwrap_or(u32::MAX)) };
 }
 
+/// Sets or removes headers of the request.
+pub(crate) fn edit_head(head: &[(&'static str, Option<String>)]) {
+    for (name, value) in head {
+        match value {
+            Some(value) => set_header(Map::Request, name, value),
+            None => remove_header(Map::Request, name),
+        };
+    }
+}
+
 /// Microseconds since the Unix epoch.
 pub(crate) fn now_us() -> u64 {
     let mut ns = 0;

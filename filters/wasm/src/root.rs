@@ -4,6 +4,7 @@
 use core::time::Duration;
 use std::rc::Rc;
 
+use parapet_engine::admission;
 use parapet_engine::config::Config;
 use parapet_engine::guard::canary::{self, Outcome};
 use proxy_wasm::traits::{Context, HttpContext, RootContext};
@@ -20,6 +21,9 @@ pub(crate) struct Root {
     canary: String,
     shared: Option<(Kind, Rc<Shared>)>,
     check: Check,
+    /// When the providers' load is asked for next, in microseconds, and the question that is under way.
+    load_us: u64,
+    load_call: Option<u32>,
 }
 
 /// The guard's self-check.
@@ -46,7 +50,35 @@ enum Kind {
 
 impl Root {
     pub(crate) const fn new(id: u32) -> Self {
-        Self { id, canary: String::new(), shared: None, check: Check::Over }
+        Self { id, canary: String::new(), shared: None, check: Check::Over, load_us: 0, load_call: None }
+    }
+
+    fn watches_load(&self) -> bool {
+        matches!(&self.shared, Some((Kind::Gateway, shared)) if shared.config.watches_load())
+    }
+
+    /// Off the way of any request: what this brings is what the next ones find.
+    fn ask_load(&mut self, now_us: u64) {
+        let Some((_, shared)) = self.shared.as_ref().filter(|_| self.watches_load() && now_us >= self.load_us) else {
+            return;
+        };
+        let Some(sidecar) = &shared.config.sidecar else { return };
+        let headers = [(":method", "GET"), (":path", admission::PATH), (":authority", &*sidecar.authority)];
+        self.load_call = host::call(&sidecar.cluster, &headers, b"", admission::PERIOD_MS);
+        self.load_us = now_us.saturating_add(admission::PERIOD_MS.saturating_mul(1000));
+    }
+
+    /// Until the next thing that the root itself does.
+    fn next_tick(&self, now_us: u64) -> Duration {
+        let check_us = match self.check {
+            Check::Over => None,
+            Check::Due { at_us, .. } => Some(at_us),
+        };
+        let next_us = check_us.into_iter().chain(self.watches_load().then_some(self.load_us)).min();
+        // Rounded up: a period of zero would end the ticking.
+        next_us.map_or(Duration::ZERO, |at_us| {
+            Duration::from_millis((at_us.saturating_sub(now_us) / 1000).saturating_add(1))
+        })
     }
 
     /// Asks the guard, if it is time; the first try only in one of all workers.
@@ -81,10 +113,17 @@ impl Root {
 }
 
 impl Context for Root {
-    fn on_http_call_response(&mut self, _token: u32, headers: usize, body_size: usize, _trailers: usize) {
-        let Check::Due { calls, .. } = self.check else { return };
+    fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
         let status = if headers == 0 { 0 } else { host::status(Map::Callout) };
         let body = host::buffer(Buffer::Callout, 0, body_size);
+        if self.load_call == Some(token) {
+            self.load_call = None;
+            if let (200, Some((_, shared))) = (status, &self.shared) {
+                shared.memory.borrow_mut().loads.hear(&String::from_utf8_lossy(&body), host::now_us());
+            }
+            return;
+        }
+        let Check::Due { calls, .. } = self.check else { return };
         let dialect = self.shared.as_ref().map(|(_, shared)| shared.config.dialect()).unwrap_or_default();
         match canary::outcome(dialect, status, &body) {
             Outcome::Judges => log::info!("parapet: guard self-check passed"),
@@ -128,6 +167,8 @@ impl RootContext for Root {
                         self.canary = format!("canary/{sum:x}");
                         host::offer_once(&self.canary);
                         self.check = Check::Due { at_us: 0, calls: 0 };
+                    }
+                    if shared.config.guard.is_some() || shared.config.watches_load() {
                         host::tick_every(FIRST_CHECK);
                     }
                 }
@@ -142,17 +183,15 @@ impl RootContext for Root {
     }
 
     fn on_tick(&mut self) {
+        if let Some((Kind::Provider, shared)) = &self.shared {
+            return shared.tend_attempts();
+        }
         let now_us = host::now_us();
         self.check_guard(now_us);
+        self.ask_load(now_us);
         let Some((_, shared)) = &self.shared else { return };
         if !shared.clock.tick(now_us) {
-            host::tick_every(match self.check {
-                Check::Over => Duration::ZERO,
-                // Rounded up: a period of zero would end the ticking.
-                Check::Due { at_us, .. } => {
-                    Duration::from_millis((at_us.saturating_sub(now_us) / 1000).saturating_add(1))
-                }
-            });
+            host::tick_every(self.next_tick(now_us));
         }
     }
 
@@ -160,7 +199,7 @@ impl RootContext for Root {
         let (kind, shared) = self.shared.as_ref()?;
         Some(match kind {
             Kind::Gateway => Box::new(GatewayStream::new(Rc::clone(shared), context_id)),
-            Kind::Provider => Box::new(ProviderStream::new(Rc::clone(shared))),
+            Kind::Provider => Box::new(ProviderStream::new(Rc::clone(shared), context_id)),
         })
     }
 

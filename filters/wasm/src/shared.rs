@@ -2,22 +2,37 @@
 
 use core::cell::{Cell, RefCell};
 use core::hash::BuildHasher as _;
+use core::time::Duration;
 use std::hash::RandomState;
 
 use parapet_engine::config::{Config, ConfigError, Limits};
+use parapet_engine::hedge::{Due, Races};
 use parapet_engine::memory::Memory;
 use parapet_engine::quota::{Buckets, Decision};
+use parapet_engine::record::Attempt;
 
 use crate::clock::Clock;
 use crate::host;
+use crate::provider::{AttemptHead, NO_ANSWER};
 
 /// Compare-and-swap rounds before a reservation gives up. Each lost round is another worker's success.
 const MAX_CAS_ROUNDS: usize = 64;
+
+/// Between two complaints about providers.
+const COMPLAINT_PERIOD_US: u64 = 60_000_000;
 
 pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) memory: RefCell<Memory>,
     pub(crate) clock: Clock,
+    root: u32,
+    /// The attempts under way.
+    pub(crate) races: RefCell<Races>,
+    /// The heads of those that wait for their turn, by context.
+    pub(crate) held: RefCell<Vec<(u32, AttemptHead)>>,
+    complained_us: Cell<u64>,
+    /// The timer's period as the attempts need it; 0: it does not run.
+    tick_ms: Cell<u64>,
     /// `Bearer KEY` by environment variable.
     authorizations: Vec<(String, String)>,
     random: RandomState,
@@ -46,6 +61,11 @@ impl Shared {
             config,
             memory: RefCell::new(Memory::default()),
             clock: Clock::new(root),
+            root,
+            races: RefCell::new(Races::default()),
+            held: RefCell::new(Vec::new()),
+            complained_us: Cell::new(0),
+            tick_ms: Cell::new(0),
             authorizations,
             random: RandomState::new(),
             drawn: Cell::new(0),
@@ -55,6 +75,57 @@ impl Shared {
     pub(crate) fn authorization(&self, variable: Option<&str>) -> Option<&str> {
         let variable = variable?;
         self.authorizations.iter().find(|(known, _)| known == variable).map(|(_, value)| value.as_str())
+    }
+
+    /// A provider says what only its operator can mend: loud, but not once per request.
+    pub(crate) fn complain(&self, attempt: &Attempt, status: u16) {
+        let now_us = host::now_us();
+        if now_us.saturating_sub(self.complained_us.get()) < COMPLAINT_PERIOD_US {
+            return;
+        }
+        self.complained_us.set(now_us);
+        let Attempt { provider, model, .. } = attempt;
+        log::error!(
+            "parapet: the provider `{provider}` answers {status} for the model `{model}`: check its key (`api_key_env`), \
+             `base_path` and the model's name in `chain`"
+        );
+    }
+
+    pub(crate) fn take_held(&self, context: u32) -> Option<AttemptHead> {
+        let mut held = self.held.borrow_mut();
+        let at = held.iter().position(|(known, _)| *known == context)?;
+        Some(held.swap_remove(at).1)
+    }
+
+    /// The attempts whose turn has come are sent, or told to have failed.
+    pub(crate) fn tend_attempts(&self) {
+        let due = self.races.borrow_mut().due(host::now_us());
+        for due in due {
+            match due {
+                Due::Send(context) => {
+                    let head = self.take_held(context);
+                    if let Some(head) = head.filter(|_| host::act_as(context)) {
+                        host::edit_head(&head);
+                        host::resume_request();
+                    }
+                }
+                Due::GiveUp(context, status) => {
+                    if host::act_as(context) {
+                        host::send_reply(status, &[("content-type", "application/json".to_owned())], NO_ANSWER);
+                    }
+                }
+            }
+        }
+        self.tick(self.root);
+    }
+
+    /// Sets the timer as the attempts under way need it; `context` is the caller's.
+    pub(crate) fn tick(&self, context: u32) {
+        let period_ms = self.races.borrow().period_ms().unwrap_or(0);
+        if self.tick_ms.replace(period_ms) != period_ms && host::act_as(self.root) {
+            host::tick_every(Duration::from_millis(period_ms));
+            host::act_as(context);
+        }
     }
 
     /// Ten bytes nobody can foretell: SipHash with the VM's secret random key over a counter.

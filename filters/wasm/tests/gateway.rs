@@ -323,3 +323,33 @@ fn a_blocked_json_answer_is_replaced_with_its_length() {
         stream.finish();
     }
 }
+
+#[test]
+fn the_load_is_asked_for_beside_the_canary_and_a_full_provider_is_passed_over() {
+    let (host, vm) = start(r#"{"spill": {"waiting": 4}}"#);
+    let cluster = || {
+        let stream = asked(&vm, QUESTION);
+        stream.forwarded().header("x-parapet-cluster").map(str::to_owned)
+    };
+    assert_eq!(cluster().as_deref(), Some("chain"), "nothing is known yet");
+    vm.tick("gateway");
+    let question = host.pending_callout("sidecar");
+    assert_eq!(question.headers.get(":path"), Some("/internal/load"));
+    say(&host, &host.pending_callout("guard"), "unsafe");
+    host.answer(&question, 200, [], b"vllm 4 100\n");
+    assert_eq!(cluster().as_deref(), Some("rest"));
+    let period = vm.tick_period("gateway").unwrap();
+    assert!(period.as_millis().abs_diff(250) <= 1, "{period:?}");
+    // The sidecar fails: what was heard last counts for a while, then nothing is known.
+    for _ in 0..8 {
+        host.advance(period);
+        vm.tick("gateway");
+        host.answer_unreachable(&host.pending_callout("sidecar"));
+    }
+    assert_eq!(cluster().as_deref(), Some("chain"));
+    host.advance(period);
+    vm.tick("gateway");
+    host.answer(&host.pending_callout("sidecar"), 200, [], b"vllm 9 100\n");
+    assert_eq!(cluster().as_deref(), Some("rest"));
+    assert!(host.pending_callouts().is_empty(), "the canary has had its verdict");
+}

@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use parapet_testhost::{Chunking, EndOfStream, Host, Stream, Vm};
 use proptest::prelude::*;
 use support::*;
@@ -105,12 +107,14 @@ fn comments_and_roles_keep_the_head_back_until_the_token_comes() {
 }
 
 #[test]
-fn the_last_provider_streams_without_a_gate() {
+fn the_last_providers_head_waits_for_a_token_too() {
     let (_host, vm) = started();
     let stream = asked(&vm, STREAMED);
     let mut last = attempt(&stream, &vm, "openai");
     last.replay();
     last.response_head([(":status", "200"), ("content-type", SSE)], false);
+    assert_eq!(last.answer().head, None, "a head is no answer: another attempt may be faster to a token");
+    last.response_data(chunk("a-longer-name", "hi").as_bytes(), false);
     assert_eq!(last.answer().status(), Some(200));
 }
 
@@ -124,7 +128,7 @@ fn statuses_that_blame_us_become_bad_gateways_and_others_pass() {
         let answer = first.response([(":status", status), ("content-type", JSON)], b"{}", true);
         assert_eq!(answer.status(), Some(shown));
         let noted = String::from_utf8(stream.filter_state("parapet.failed_attempts").unwrap()).unwrap();
-        assert!(noted.contains(&format!("\"status\":{status}")) && noted.contains("\"provider\":\"vllm\""), "{noted}");
+        assert!(noted.starts_with("vllm\tx\t") && noted.ends_with(&format!("\t{status}\tstatus\n")), "{noted}");
     }
 }
 
@@ -228,4 +232,169 @@ proptest! {
         let answer = first.response([(":status", "200"), ("content-type", SSE)], body.as_bytes(), true);
         prop_assert_eq!((answer.status(), answer.text(), answer.ended), (Some(200), body, true));
     }
+}
+
+const HEDGED: &str = r#"{"hedge_after_ms": 300, "hedge_budget_percent": 1}"#;
+
+/// Ten hedges, which is all that the budget has at first.
+fn spend_the_budget(host: &Host, vm: &Vm) {
+    for _ in 0..10 {
+        let mut stream = asked(vm, STREAMED);
+        let mut first = attempt(&stream, vm, "vllm");
+        first.replay();
+        host.advance(Duration::from_millis(300));
+        let mut second = attempt(&stream, vm, "openai");
+        assert!(second.replay().ended, "within the budget a hedge goes at once");
+        first.client_leaves();
+        second.client_leaves();
+        stream.client_leaves();
+    }
+}
+
+#[test]
+fn the_attempt_that_answers_says_how_many_were_sent_and_the_loser_is_noted_as_one() {
+    let (host, vm) = start(HEDGED);
+    let mut stream = asked(&vm, STREAMED);
+    let mut first = attempt(&stream, &vm, "vllm");
+    first.replay();
+    host.advance(Duration::from_millis(300));
+    let mut second = attempt(&stream, &vm, "openai");
+    second.replay();
+    host.advance(Duration::from_millis(100));
+    let head = [(":status", "200"), ("content-type", SSE), ("x-envoy-attempt-count", "2")];
+    second.response(head, events("a-longer-name", &["hi"]).as_bytes(), true);
+    first.client_leaves();
+    stream.deliver(&second);
+    assert_eq!(
+        (stream.answer().header("x-parapet-attempts"), stream.answer().header("x-parapet-attempt")),
+        (Some("2"), None)
+    );
+    stream.finish();
+    let attempts = record(&stream).attempts;
+    let told: Vec<_> = attempts.iter().map(|attempt| (&*attempt.provider, &*attempt.outcome)).collect();
+    assert_eq!(told, [("vllm", "lost"), ("openai", "ok")]);
+    assert_eq!(attempts[1].start_us - attempts[0].start_us, 300_000);
+}
+
+#[test]
+fn a_hedge_beyond_the_budget_is_held_until_its_turn_and_has_its_own_head_then() {
+    let (host, vm) = start(HEDGED);
+    spend_the_budget(&host, &vm);
+    for (name, fails) in [("the first failed", true), ("the first had its time", false)] {
+        let stream = asked(&vm, QUESTION);
+        let mut first = attempt(&stream, &vm, "vllm");
+        first.replay();
+        host.advance(Duration::from_millis(300));
+        let mut second = attempt(&stream, &vm, "openai");
+        assert_eq!(second.replay().head, None, "{name}");
+        // A third one writes its own head into the map that all share.
+        let mut third = attempt(&stream, &vm, "third");
+        third.replay();
+        vm.tick("provider");
+        assert_eq!(second.forwarded().head, None, "{name}: not yet");
+        if fails {
+            first.response([(":status", "503")], b"", true);
+        } else {
+            host.advance(Duration::from_secs(60));
+        }
+        vm.tick("provider");
+        let sent = second.forwarded();
+        assert_eq!(
+            (sent.header(":path"), sent.header(":authority")),
+            (Some("/o/chat/completions"), Some("openai:2")),
+            "{name}"
+        );
+        assert!(sent.ended && sent.text().starts_with(r#"{"model":"a-longer-name""#), "{name}");
+        assert_eq!(sent.header("content-length"), Some(&*sent.body.len().to_string()), "{name}");
+        for mut attempt in [first, second, third] {
+            attempt.client_leaves();
+        }
+    }
+}
+
+#[test]
+fn of_a_failure_found_in_the_body_nothing_goes_on_while_another_is_at_work() {
+    let (host, vm) = start(HEDGED);
+    let rubbish = "data: {\"error\":\"boom\"}\n\ndata: [DONE]\n\n";
+    let stream = asked(&vm, STREAMED);
+    let mut first = attempt(&stream, &vm, "vllm");
+    first.replay();
+    host.advance(Duration::from_millis(300));
+    let mut second = attempt(&stream, &vm, "openai");
+    second.replay();
+    for attempt in [&mut first, &mut second] {
+        attempt.response_head([(":status", "200"), ("content-type", SSE)], false);
+        attempt.response_body(rubbish.as_bytes(), true);
+        assert_eq!((attempt.answer().head, attempt.answer().body), (None, vec![]));
+    }
+    // A retry might be on its way.
+    vm.tick("provider");
+    assert!(first.local_reply().is_none() && second.local_reply().is_none());
+    host.advance(Duration::from_millis(60));
+    vm.tick("provider");
+    assert_eq!(first.local_reply().unwrap().status(), Some(502));
+    vm.tick("provider");
+    assert!(second.local_reply().is_none(), "the client is told once");
+}
+
+#[test]
+fn a_stream_without_any_token_is_given_up_and_the_timer_ends_with_it() {
+    let (host, vm) = start("{}");
+    let stream = asked(&vm, STREAMED);
+    let mut first = attempt(&stream, &vm, "vllm");
+    first.replay();
+    first.response_head([(":status", "200"), ("content-type", SSE)], false);
+    host.advance(Duration::from_secs(119));
+    vm.tick("provider");
+    assert!(first.local_reply().is_none());
+    host.advance(Duration::from_secs(2));
+    vm.tick("provider");
+    assert_eq!(first.local_reply().unwrap().status(), Some(504));
+    first.finish();
+    vm.tick("provider");
+    assert_eq!(vm.tick_period("provider"), None);
+}
+
+#[test]
+fn a_client_error_waits_for_the_attempt_beside_it_and_a_lone_providers_limit_is_no_reason_to_ask_it_again() {
+    let (host, vm) = start(HEDGED);
+    for (status, beside, alone) in [("400", 502, 400), ("404", 502, 404), ("429", 502, 429), ("503", 503, 503)] {
+        for raced in [true, false] {
+            let stream = asked(&vm, QUESTION);
+            let mut first = attempt(&stream, &vm, "vllm");
+            first.replay();
+            host.advance(Duration::from_millis(300));
+            let mut second = attempt(&stream, &vm, "openai");
+            if raced {
+                second.replay();
+            }
+            let answer = first.response([(":status", status), ("content-type", JSON)], b"{}", true);
+            assert_eq!(answer.status(), Some(if raced { beside } else { alone }), "{status} {raced}");
+            assert_eq!(answer.header("x-envoy-ratelimited"), None, "another may be asked");
+            first.client_leaves();
+            second.client_leaves();
+        }
+    }
+    let mut stream = vm.stream("gateway");
+    stream.request(HEAD, br#"{"model":"lone","messages":[{"role":"user","content":"hello"}]}"#);
+    let mut only = attempt(&stream, &vm, "openai");
+    only.replay();
+    let answer = only.response([(":status", "429"), ("content-type", JSON)], b"{}", true);
+    assert_eq!((answer.status(), answer.header("x-envoy-ratelimited")), (Some(429), Some("true")));
+}
+
+#[test]
+fn what_only_the_operator_can_mend_is_said_aloud_and_not_with_every_request() {
+    let (host, vm) = started();
+    for status in ["401", "403", "404", "401"] {
+        let stream = asked(&vm, QUESTION);
+        let mut first = attempt(&stream, &vm, "vllm");
+        first.replay();
+        first.response([(":status", status), ("content-type", JSON)], b"{}", true);
+        host.advance(Duration::from_secs(25));
+    }
+    let told: Vec<String> =
+        host.logs().into_iter().map(|(_, text)| text).filter(|text| text.contains("api_key_env")).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("`vllm` answers 401") && told[1].contains("401"), "{told:?}");
 }

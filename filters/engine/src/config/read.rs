@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::item::{Choice, Item, Read};
 use super::{
     Affinity, Audit, Cache, Categories, Config, FirstToken, GuardModel, InputGuard, InputMode, Key, Limits, Link,
-    Media, Model, OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar, Trace,
+    Media, Model, OnFailure, OutputGuard, OutputMode, Policy, Price, Provider, Sidecar, Spill, Trace,
 };
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
@@ -15,7 +15,15 @@ use crate::redact::{Kind, Pattern, Rules};
 
 const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
 const BASE_PATH: &str = "/v1";
-const FIRST_TOKEN: FirstToken = FirstToken { stream_ms: 5_000, json_ms: 5_000, per_token_ms: 15, deadline_ms: 120_000 };
+const FIRST_TOKEN: FirstToken = FirstToken {
+    stream_ms: 5_000,
+    json_ms: 5_000,
+    per_token_ms: 15,
+    deadline_ms: 120_000,
+    floor_ms: 5_000,
+    ceiling_ms: 5_000,
+};
+const HEDGE_BUDGET_PERCENT: u32 = 5;
 const SIDECAR_TIMEOUT_MS: u64 = 10;
 const GUARD_TIMEOUT_MS: u64 = 5_000;
 const THRESHOLD: f64 = 0.5;
@@ -74,11 +82,12 @@ impl Read for Price {
 impl Read for Model {
     #[inline(never)]
     fn read(item: &Item<'_>) -> Self {
-        let section = item.section(&["name", "aliases", "cluster", "chain", "affinity"]);
+        let section = item.section(&["name", "aliases", "cluster", "spill_cluster", "chain", "affinity"]);
         Self {
             name: section.required("name"),
             aliases: section.or("aliases", Vec::new()),
             cluster: section.required("cluster"),
+            spill_cluster: section.optional("spill_cluster"),
             chain: section.required("chain"),
             affinity: section.or("affinity", Affinity::default()),
         }
@@ -101,12 +110,15 @@ impl Read for Link {
 impl Read for FirstToken {
     #[inline(never)]
     fn read(item: &Item<'_>) -> Self {
-        let section = item.section(&["stream_ms", "json_ms", "per_token_ms", "deadline_ms"]);
+        let section = item.section(&["stream_ms", "json_ms", "per_token_ms", "deadline_ms", "floor_ms", "ceiling_ms"]);
+        let stream_ms = section.or("stream_ms", FIRST_TOKEN.stream_ms);
         Self {
-            stream_ms: section.or("stream_ms", FIRST_TOKEN.stream_ms),
+            stream_ms,
             json_ms: section.or("json_ms", FIRST_TOKEN.json_ms),
             per_token_ms: section.or("per_token_ms", FIRST_TOKEN.per_token_ms),
             deadline_ms: section.or("deadline_ms", FIRST_TOKEN.deadline_ms),
+            floor_ms: section.or("floor_ms", stream_ms),
+            ceiling_ms: section.or("ceiling_ms", stream_ms),
         }
     }
 }
@@ -174,7 +186,19 @@ impl Read for KeyDigest {
 impl Read for Policy {
     #[inline(never)]
     fn read(item: &Item<'_>) -> Self {
-        let section = item.section(&["models", "input_guard", "output_guard", "cache", "limits", "trace", "audit"]);
+        let section = item.section(&[
+            "models",
+            "input_guard",
+            "output_guard",
+            "cache",
+            "limits",
+            "trace",
+            "audit",
+            "hedge_after_ms",
+            "hedge_budget_percent",
+            "deadline_ms",
+            "spill",
+        ]);
         Self {
             models: section.optional("models"),
             input_guard: section.optional("input_guard"),
@@ -183,7 +207,19 @@ impl Read for Policy {
             limits: section.or("limits", Limits::default()),
             trace: section.or("trace", Trace::default()),
             audit: section.or("audit", Audit::default()),
+            hedge_after_ms: section.optional("hedge_after_ms"),
+            hedge_budget_percent: section.or("hedge_budget_percent", HEDGE_BUDGET_PERCENT),
+            deadline_ms: section.optional("deadline_ms"),
+            spill: section.optional("spill"),
         }
+    }
+}
+
+impl Read for Spill {
+    #[inline(never)]
+    fn read(item: &Item<'_>) -> Self {
+        let section = item.section(&["waiting", "kv_cache"]);
+        Self { waiting: section.optional("waiting"), kv_cache: section.optional("kv_cache") }
     }
 }
 

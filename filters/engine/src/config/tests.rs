@@ -65,6 +65,13 @@ fn every_mistake_names_its_key_and_what_was_expected() {
         ("\"ttl_s\": 60", "\"ttl_s\": 0.5", "policies.p.cache.ttl_s", "got a number with a fraction"),
         ("\"aliases\": [\"n\"]", "\"aliases\": \"n\"", "models[0].aliases", "expected a list; got `n`"),
         ("{\"ttl_s\": 60}", "[]", "policies.p.cache", "expected a section; got a list"),
+        ("\"limits\"", "\"hedge_after_ms\": 0, \"limits\"", "policies.p.hedge_after_ms", "1 to 3600000"),
+        ("\"limits\"", "\"hedge_budget_percent\": 0, \"limits\"", "policies.p.hedge_budget_percent", "1 to 100"),
+        ("\"limits\"", "\"hedge_budget_percent\": 101, \"limits\"", "policies.p.hedge_budget_percent", "1 to 100"),
+        ("\"limits\"", "\"deadline_ms\": 3600001, \"limits\"", "policies.p.deadline_ms", "1 to 3600000"),
+        ("\"limits\"", "\"spill\": {\"waiting\": 1}, \"limits\"", "policies.p.spill", "there is no `sidecar`"),
+        ("\"guard\":", "\"first_token\": {\"floor_ms\": 6000}, \"guard\":", "first_token", "in this order"),
+        ("\"guard\":", "\"first_token\": {\"ceiling_ms\": 10}, \"guard\":", "first_token", "in this order"),
         ("\"policy\": \"p\"", "\"policy\": \"q\"", "keys[0].policy", "expected one of: p"),
         ("32a642", "xxa642", "keys[0].sha256", "hexadecimal"),
         (
@@ -100,6 +107,29 @@ fn every_mistake_names_its_key_and_what_was_expected() {
         assert_eq!(error.path, path, "{error}");
         assert!(error.message.contains(message), "{error}");
     }
+}
+
+#[test]
+fn spilling_needs_a_threshold_and_somebody_to_spill_to() {
+    let with_sidecar =
+        VALID.replacen("\"guard\":", "\"sidecar\": {\"cluster\": \"s\", \"authority\": \"h:4\"}, \"guard\":", 1);
+    for (spill, path) in [
+        ("{\"waiting\": 1}", None),
+        ("{\"kv_cache\": \"0.9\"}", None),
+        ("{}", Some("policies.p.spill")),
+        ("{\"waiting\": 0}", Some("policies.p.spill")),
+        ("{\"kv_cache\": 1.5}", Some("policies.p.spill.kv_cache")),
+        ("{\"kv_cache\": 0}", Some("policies.p.spill.kv_cache")),
+    ] {
+        let json = with_sidecar.replacen("\"limits\"", &format!("\"spill\": {spill}, \"limits\""), 1);
+        let config = Config::parse(json.as_bytes());
+        assert_eq!(config.as_ref().err().map(|error| &*error.path), path, "{spill}");
+        assert!(config.is_err() || config.unwrap().watches_load());
+    }
+    let chain = r#", {"provider": "openai", "model": "y"}]"#;
+    let alone =
+        VALID.replacen(chain, "]", 1).replacen("\"cluster\": \"c\"", "\"cluster\": \"c\", \"spill_cluster\": \"d\"", 1);
+    assert_eq!(Config::parse(alone.as_bytes()).unwrap_err().path, "models[0].spill_cluster");
 }
 
 #[test]

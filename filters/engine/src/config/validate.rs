@@ -1,6 +1,7 @@
 //! What types cannot say: references that must resolve, values that must make sense.
 
 use super::{Config, ConfigError, Policy};
+use crate::deadline::MAX_MS;
 
 fn error<T>(path: impl Into<String>, message: impl Into<String>) -> Result<T, ConfigError> {
     Err(ConfigError { path: path.into(), message: message.into() })
@@ -14,10 +15,15 @@ pub(super) fn config(config: &Config) -> Result<(), ConfigError> {
         ("stream_ms", config.first_token.stream_ms),
         ("json_ms", config.first_token.json_ms),
         ("deadline_ms", config.first_token.deadline_ms),
+        ("floor_ms", config.first_token.floor_ms),
     ] {
         if value == 0 {
             return error(format!("first_token.{key}"), "expected at least 1");
         }
+    }
+    let limits = &config.first_token;
+    if limits.floor_ms > limits.stream_ms || limits.ceiling_ms < limits.stream_ms {
+        return error("first_token", "expected `floor_ms`, `stream_ms` and `ceiling_ms` to grow in this order");
     }
     providers(config)?;
     models(config)?;
@@ -80,6 +86,9 @@ fn models(config: &Config) -> Result<(), ConfigError> {
                 );
             }
         }
+        if model.spill_cluster.is_some() && model.chain.len() < 2 {
+            return error(format!("models[{i}].spill_cluster"), "nobody is left in `chain` to spill to");
+        }
         for name in model.aliases.iter().chain(core::iter::once(&model.name)) {
             if names.contains(&name.as_str()) {
                 return error(format!("models[{i}]"), format!("the name `{name}` stands twice"));
@@ -136,6 +145,29 @@ fn policy(config: &Config, name: &str, policy: &Policy) -> Result<(), ConfigErro
                 "expected a name of 1 to 32 letters, digits and `_`: it stands in place of what matches",
             );
         }
+    }
+    for (key, value) in [("hedge_after_ms", policy.hedge_after_ms), ("deadline_ms", policy.deadline_ms)] {
+        if value.is_some_and(|ms| !(1..=MAX_MS).contains(&ms)) {
+            return error(
+                format!("{at}.{key}"),
+                format!("expected milliseconds, 1 to {MAX_MS}; leave it out for none"),
+            );
+        }
+    }
+    if let Some(spill) = &policy.spill {
+        let at = format!("{at}.spill");
+        if config.sidecar.is_none() {
+            return error(at, "there is no `sidecar` that knows how busy a provider is");
+        }
+        if spill.waiting == Some(0) || (spill.waiting.is_none() && spill.kv_cache.is_none()) {
+            return error(at, "expected `waiting` of 1 or more, `kv_cache`, or both");
+        }
+        if spill.kv_cache.is_some_and(|most| !(most > 0.0 && most <= 1.0)) {
+            return error(format!("{at}.kv_cache"), "expected a part of the KV cache between 0 and 1");
+        }
+    }
+    if !(1..=100).contains(&policy.hedge_budget_percent) {
+        return error(format!("{at}.hedge_budget_percent"), "expected 1 to 100; no `hedge_after_ms` is no hedging");
     }
     for (key, limit) in [
         ("requests_per_minute", policy.limits.requests_per_minute),

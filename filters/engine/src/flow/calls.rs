@@ -11,7 +11,7 @@ use crate::guard::{self, Side};
 use crate::openai::{self, Frame};
 use crate::reason::{Reason, Refusal};
 use crate::record::GuardRecord;
-use crate::{chat, record};
+use crate::{chat, deadline, record};
 
 impl Flow {
     /// Asks about the first of `prompts`; the others follow when it passed.
@@ -25,6 +25,7 @@ impl Flow {
     ) {
         let Some(prompt) = prompts.pop_front() else { return };
         let timeout_ms = rules(context.config, exchange, Side::Input).map_or(0, |rules| rules.timeout_ms);
+        let timeout_ms = exchange.timing.deadline.bound_ms(timeout_ms, context.now_us);
         push_guard_call(context, Call::Verdict(Side::Input), &prompt, timeout_ms);
         count_call(self.record.input_guard.as_mut());
         exchange.input = Input::Pending { first, prompt, rest: prompts, key };
@@ -40,7 +41,7 @@ impl Flow {
             path: format!("/internal/cache/{key}"),
             api_key_env: None,
             body: Vec::new(),
-            timeout_ms: sidecar.timeout_ms,
+            timeout_ms: exchange.timing.deadline.bound_ms(sidecar.timeout_ms, context.now_us),
         }));
         exchange.lookup = Lookup::Pending;
     }
@@ -150,7 +151,9 @@ impl Flow {
             ..GuardRecord::default()
         });
         count_call(Some(guard_record));
-        push_guard_call(context, Call::Verdict(Side::Output), &prompt, policy.map_or(0, |policy| policy.timeout_ms));
+        let timeout_ms = policy.map_or(0, |policy| policy.timeout_ms);
+        let timeout_ms = exchange.timing.deadline.bound_ms(timeout_ms, context.now_us);
+        push_guard_call(context, Call::Verdict(Side::Output), &prompt, timeout_ms);
         prompt
     }
 }
@@ -180,6 +183,10 @@ pub(super) const fn count_call(guard_record: Option<&mut GuardRecord>) {
     }
 }
 
-pub(super) fn unavailable() -> Refusal {
+/// No usable verdict: the guard's fault, unless the request's own time was up.
+pub(super) fn unavailable(exchange: &Exchange, now_us: u64) -> Refusal {
+    if exchange.timing.deadline.has_run_out(now_us) {
+        return deadline::refusal();
+    }
     Refusal::new(Reason::GuardUnavailable, "The safety check is not available; try again shortly.")
 }

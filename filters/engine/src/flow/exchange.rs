@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::BodyMode;
+use super::send::Timing;
 use super::stream::Stream;
 use crate::answer::Answer;
 use crate::cache::{self, Directives};
@@ -18,6 +19,8 @@ pub struct Exchange {
     pub(super) stream: bool,
     /// Index in the configuration's models.
     pub(super) model: usize,
+    /// Index in its chain of the provider that is asked first.
+    pub(super) link: usize,
     /// What the client called it: the name in every answer.
     pub(super) public_model: String,
     /// For the provider; taken when it is sent.
@@ -25,8 +28,7 @@ pub struct Exchange {
     pub(super) request_id: Option<String>,
     /// What chooses a replica.
     pub(super) affinity: Option<String>,
-    /// Limit for one attempt's first token or JSON answer.
-    pub(super) try_ms: u64,
+    pub(super) timing: Timing,
     pub(super) input: Input,
     /// It has parts that no guard is shown, and its policy lets them through.
     pub(super) unseen: bool,

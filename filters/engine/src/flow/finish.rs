@@ -3,17 +3,19 @@
 use super::exchange::{Exchange, Phase};
 use super::{Context, Effect, End, Flow, State};
 use crate::answer::{Answer, REFUSAL};
-use crate::config::Price;
 use crate::privacy;
 use crate::reason::Reason;
-use crate::record::{Answered, Attempt, Usage};
+use crate::record::{Answered, Usage};
 
 impl Flow {
     pub(super) fn on_ended(&mut self, state: &State, end: &End<'_>, context: &mut Context<'_>) {
         self.record.end_us = context.now_us;
         let details = end.details.unwrap_or_default();
         match state {
-            State::Exchanging(exchange) if details.starts_with(b"upstream_") && !exchange.is_complete() => {
+            State::Exchanging(exchange)
+                if !exchange.is_complete()
+                    && (details.starts_with(b"upstream_") || is_late(exchange, details, context)) =>
+            {
                 self.finish_broken(exchange, context);
             }
             State::Exchanging(exchange) => self.finish_exchange(exchange, true, context),
@@ -27,32 +29,12 @@ impl Flow {
             answering.end_us = answering.end_us.or(Some(context.now_us));
         }
         self.note_failed_attempts(end);
+        self.price_attempts(context.config);
+        self.learn_first_token(context);
         if let Some(policy) = context.config.policies.get(&self.record.policy) {
             privacy::apply(&policy.trace, &mut self.record);
         }
         context.effects.push(Effect::Record(serde_json::to_vec(&self.record).unwrap_or_default()));
-    }
-
-    /// Attempts in the order of their beginning. One that answered began when the last failed one was over, unless it was
-    /// the first of all and others were only asked beside it.
-    fn note_failed_attempts(&mut self, end: &End<'_>) {
-        let Some(mut failed) = end.failed_attempts.and_then(|json| serde_json::from_slice::<Vec<Attempt>>(json).ok())
-        else {
-            return;
-        };
-        let last_end = failed.iter().filter_map(|attempt| attempt.end_us).max();
-        if let (Some(answering), Some(last_end)) = (self.record.attempts.first_mut(), last_end) {
-            if answering.outcome == "status" {
-                // The provider filter has noted this failure itself.
-                self.record.attempts.clear();
-            } else if !self.first_answered {
-                answering.start_us = answering.start_us.max(last_end);
-            }
-        }
-        for attempt in failed.drain(..) {
-            let later = self.record.attempts.iter().position(|other| other.start_us > attempt.start_us);
-            self.record.attempts.insert(later.unwrap_or(self.record.attempts.len()), attempt);
-        }
     }
 
     /// The provider's connection broke. Where nothing had left yet, Envoy has told the client 502.
@@ -64,8 +46,10 @@ impl Flow {
             (self.record.client_aborted, self.record.truncated) = (false, true);
         }
         if self.record.status == 0 {
-            self.record.status = Reason::UpstreamError.status();
-            self.record.reason = Some(Reason::UpstreamError.code().to_owned());
+            let late = exchange.timing.deadline.has_run_out(context.now_us);
+            let reason = if late { Reason::UpstreamTimeout } else { Reason::UpstreamError };
+            self.record.status = reason.status();
+            self.record.reason = Some(reason.code().to_owned());
         }
     }
 
@@ -124,15 +108,8 @@ impl Flow {
         usage.total()
     }
 
-    /// Replaces the reservation by what was used, and prices it.
+    /// Replaces the reservation by what was used.
     pub(super) fn settle(&mut self, exchange: &Exchange, used: u64, context: &mut Context<'_>) {
-        let answered = self.record.attempts.last().map(|attempt| &attempt.provider);
-        let first = context.config.models.get(exchange.model).and_then(|model| model.chain.first());
-        let provider = answered.or(first.map(|link| &link.provider));
-        if let (Some(usage), Some(provider)) = (self.record.usage, provider) {
-            let price = context.config.provider(provider).map(|provider| provider.price);
-            self.record.cost_nanousd = price.map_or(0, |price| cost_nanousd(price, usage));
-        }
         if !exchange.reservation.limited {
             return;
         }
@@ -149,6 +126,11 @@ impl Flow {
     }
 }
 
+/// Time was up, and nobody left by himself.
+fn is_late(exchange: &Exchange, details: &[u8], context: &Context<'_>) -> bool {
+    exchange.timing.deadline.has_run_out(context.now_us) && !details.starts_with(b"downstream_")
+}
+
 /// What a blocked stream ended with.
 fn refuse_open_choices(answers: &mut Vec<Answered>) {
     if answers.is_empty() {
@@ -157,28 +139,5 @@ fn refuse_open_choices(answers: &mut Vec<Answered>) {
     for answer in answers.iter_mut().filter(|answer| answer.finish_reason.is_none()) {
         answer.content.push_str(REFUSAL);
         answer.finish_reason = Some("content_filter".to_owned());
-    }
-}
-
-/// Tokens at US dollars per million, in billionths of a dollar: a thousand times the product.
-#[must_use]
-fn cost_nanousd(price: Price, usage: Usage) -> u64 {
-    let fresh = usage.prompt.saturating_sub(usage.cached);
-    let cached_price = price.cached.unwrap_or(price.input);
-    let cost = [(fresh, price.input), (usage.cached, cached_price), (usage.completion, price.output)];
-    // Exact to the nano-dollar up to 2^53 of them, nine million dollars.
-    let nano: f64 = cost.into_iter().map(|(tokens, per_million)| tokens as f64 * per_million * 1000.0).sum();
-    nano.round() as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn costs_are_exact_and_cached_tokens_are_cheaper() {
-        let price = Price { input: 0.15, cached: Some(0.075), output: 0.6 };
-        let usage = Usage { prompt: 1000, completion: 10, cached: 400, ..Usage::default() };
-        assert_eq!(cost_nanousd(price, usage), 600 * 150 + 400 * 75 + 10 * 600);
     }
 }

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use super::exchange::{Exchange, Input, Lookup, Phase, Reservation, Wire};
 use super::request::{Caller, WireName};
+use super::send::{self, Timing};
 use super::verdict::AUDIT_BYTES;
 use super::{Context, Effect, Flow, State, respond};
 use crate::affinity;
@@ -14,10 +15,7 @@ use crate::conversation::Conversation;
 use crate::guard;
 use crate::quota::{self, Decision};
 use crate::reason::{Reason, Refusal};
-use crate::{openai, provider};
-
-/// The largest timeout in Envoy's per-try header that still makes sense: an hour.
-const MAX_TRY_MS: u64 = 3_600_000;
+use crate::{deadline, openai};
 
 /// What follows once the quota has agreed.
 #[derive(Debug)]
@@ -65,7 +63,9 @@ impl Flow {
         if !policy.allows(model) {
             return Err(Refusal::new(Reason::ModelNotAllowed, "This key may not use the model.").at("model"));
         }
-        let first = model.chain.first().ok_or_else(|| model_not_found(&model.name))?;
+        let deadline = send::deadline(self.record.start_us, caller.timeout_ms, policy, conversation.stream, config);
+        let link = usize::from(send::spills(model, policy, context));
+        let first = model.chain.get(link).ok_or_else(|| model_not_found(&model.name))?;
         let public_model = conversation.model.as_deref().unwrap_or(&model.name).to_owned();
 
         let cache_policy = policy.cache.as_ref().filter(|policy| cache::is_cacheable(policy, conversation));
@@ -115,11 +115,12 @@ impl Flow {
             },
             stream: conversation.stream,
             model: index,
+            link,
             public_model,
             body: openai::write_for_provider(conversation, openai::Edits { model: &first.model }),
             request_id: caller.request_id.clone(),
             affinity: affinity::key(model.affinity, &caller.principal, self.record.session.as_deref(), conversation),
-            try_ms: try_ms(config, conversation),
+            timing: Timing::new(index, conversation, prompt_tokens, policy, deadline, context),
             input: Input::Off,
             unseen: unseen.is_some(),
             said: policy.audit.text.then(|| conversation.latest(AUDIT_BYTES)),
@@ -197,14 +198,12 @@ impl Flow {
             self.settle(&exchange, 0, context);
             return self.refuse(not_cached(), context);
         }
-        let body = core::mem::take(&mut exchange.body);
-        let ask = provider::Ask { model: exchange.model, body_bytes: body.len() };
-        context.effects.push(Effect::SetRequestHead(respond::provider_head(&exchange, body.len(), context.config)));
-        context.effects.push(Effect::SetRequestBody(body));
-        context.effects.push(Effect::Share { ask: ask.to_bytes(), trace_id: self.record.id.clone() });
+        if exchange.timing.deadline.is_over(context.now_us) {
+            self.settle(&exchange, 0, context);
+            return self.refuse(deadline::refusal(), context);
+        }
+        self.send(&mut exchange, context);
         exchange.phase = Phase::Sent;
-        self.was_sent = true;
-        exchange.sent_us = Some(context.now_us);
         State::Exchanging(exchange)
     }
 
@@ -223,12 +222,12 @@ impl Flow {
         match question.asked {
             Asked::Before(verdict) => {
                 self.record.input_guard = Some(record);
-                self.apply_input_verdict(exchange, &verdict, &question.key, context.config)
+                self.apply_input_verdict(exchange, &verdict, &question.key, context)
             }
             Asked::Never => {
                 self.record.input_guard = Some(record);
                 let verdict = guard::Verdict::Failed;
-                let refusal = self.apply_input_verdict(exchange, &verdict, &question.key, context.config);
+                let refusal = self.apply_input_verdict(exchange, &verdict, &question.key, context);
                 let too_long = "What the last message says is longer than the safety check can judge.";
                 refusal.map(|_| Refusal::new(Reason::RequestTooLarge, too_long).at("messages"))
             }
@@ -270,19 +269,6 @@ fn find_model<'a>(
     });
     found.ok_or_else(|| model_not_found(name.unwrap_or_default()))
 }
-
-/// How long one attempt may take to its first token (streams) or its answer (JSON).
-fn try_ms(config: &Config, conversation: &Conversation<'_>) -> u64 {
-    let limits = config.first_token;
-    if conversation.stream {
-        return limits.stream_ms.min(MAX_TRY_MS);
-    }
-    let tokens = conversation.max_tokens.unwrap_or(DEFAULT_ANSWER_TOKENS).saturating_mul(conversation.choices.max(1));
-    limits.json_ms.saturating_add(limits.per_token_ms.saturating_mul(tokens)).min(MAX_TRY_MS)
-}
-
-/// The length that a JSON answer without `max_tokens` is given time for.
-const DEFAULT_ANSWER_TOKENS: u64 = 512;
 
 pub(super) fn model_not_found(name: &str) -> Refusal {
     let shown: String = name.chars().take(100).collect();

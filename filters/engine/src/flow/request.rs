@@ -5,7 +5,7 @@ use crate::cache::Directives;
 use crate::config::Config;
 use crate::identity::{self, Principal};
 use crate::reason::{Reason, Refusal};
-use crate::{chat, openai, trace};
+use crate::{chat, deadline, openai, trace};
 
 /// A dotted order has 60 bytes for each ancestor; deeper traces are not joined.
 const MAX_DOTTED_ORDER_BYTES: usize = 4_096;
@@ -17,6 +17,8 @@ pub(super) struct Caller {
     pub(super) wire: WireName,
     pub(super) accepts_stream: bool,
     pub(super) directives: Directives,
+    /// The client's own limit, in milliseconds.
+    pub(super) timeout_ms: Option<u64>,
     /// Goes on to the provider, so that its logs can be joined.
     pub(super) request_id: Option<String>,
 }
@@ -37,6 +39,7 @@ impl Flow {
     ) -> State {
         self.record.id = trace::uuid_v7(context.now_us, entropy);
         self.record.start_us = context.now_us;
+        self.request = entropy.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         self.record.request_id = head.tag("x-request-id");
         let method = head.get(":method").unwrap_or_default();
         let (api, allowed) = match head.path() {
@@ -76,8 +79,13 @@ impl Flow {
                 State::Settled
             }
             _ => {
+                let timeout_ms = match deadline::asked(head.get(deadline::HEADER)) {
+                    Ok(timeout_ms) => timeout_ms,
+                    Err(refusal) => return self.refuse(refusal, context),
+                };
                 let caller = Caller {
                     principal,
+                    timeout_ms,
                     wire: if api == "chat" { WireName::Chat } else { WireName::OpenAi },
                     accepts_stream: head.accepts_event_stream(),
                     directives: Directives::parse(head.get("cache-control").unwrap_or_default()),

@@ -7,7 +7,6 @@ use serde_json::value::RawValue;
 
 use super::exchange::Exchange;
 use super::{Effect, Head, Reply};
-use crate::affinity;
 use crate::config::Config;
 use crate::conversation::Conversation;
 use crate::identity::Principal;
@@ -29,7 +28,7 @@ pub(super) fn refusal_headers(refusal: &Refusal, trace_id: &str) -> Headers {
         headers.push(("retry-after", seconds.to_string()));
     }
     headers.extend(refusal.allow.map(|method| ("allow", method.to_owned())));
-    if refusal.reason.retry_is_pointless() {
+    if refusal.is_lasting || refusal.reason.retry_is_pointless() {
         headers.push(("x-should-retry", "false".to_owned()));
     }
     headers
@@ -75,29 +74,6 @@ pub(super) fn feedback_head(head: &Head<'_>, principal: &Principal) -> Headers {
         ("x-parapet-user", principal.user.clone()),
     ];
     headers.extend(text("content-length").map(|length| ("content-length", length)));
-    headers
-}
-
-/// The head of the request to a provider. The client's own head ends here: its key, its cookies, its `x-envoy-*`. Path,
-/// authority and key are the provider filter's, once per attempt; until then the client's path chooses the route.
-pub(super) fn provider_head(exchange: &Exchange, body_bytes: usize, config: &Config) -> Headers {
-    let cluster = config.models.get(exchange.model).map(|model| model.cluster.clone()).unwrap_or_default();
-    let mut headers = vec![
-        (JSON.0, JSON.1.to_owned()),
-        ("accept", if exchange.stream { "text/event-stream" } else { "application/json" }.to_owned()),
-        ("content-length", body_bytes.to_string()),
-        ("user-agent", "parapet".to_owned()),
-        ("x-parapet-cluster", cluster),
-        ("x-envoy-upstream-rq-per-try-timeout-ms", exchange.try_ms.to_string()),
-    ];
-    if !exchange.stream {
-        // A JSON answer shows no first token, so at its limit the next provider is asked beside this one, and the first
-        // answer counts: a slow one, of the last provider too, beats none.
-        headers.push(("x-envoy-hedge-on-per-try-timeout", "true".to_owned()));
-        headers.push(("x-envoy-upstream-rq-timeout-ms", config.first_token.deadline_ms.to_string()));
-    }
-    headers.extend(exchange.request_id.clone().map(|id| ("x-request-id", id)));
-    headers.extend(exchange.affinity.clone().map(|key| (affinity::HEADER, key)));
     headers
 }
 

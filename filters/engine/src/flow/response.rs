@@ -9,7 +9,7 @@ use crate::guard::Action;
 use crate::guard::passage::{self, Marks};
 use crate::openai::{self, Chunk, Frame};
 use crate::reason::{Reason, Refusal};
-use crate::record::{Answered, Attempt};
+use crate::record::Answered;
 use crate::{cache, chat};
 
 impl Flow {
@@ -21,7 +21,6 @@ impl Flow {
         context: &mut Context<'_>,
     ) -> State {
         let status = head.status();
-        self.attempts = attempts(head);
         self.note_attempt(&exchange, head, context);
         if ends || status != 200 {
             let retry_after_s =
@@ -50,38 +49,14 @@ impl Flow {
         State::Exchanging(exchange)
     }
 
-    /// The head tells how many attempts there were and whose answer it is.
-    fn note_attempt(&mut self, exchange: &Exchange, head: &Head<'_>, context: &Context<'_>) {
-        let Some(provider) = head.tag("x-parapet-provider") else { return };
-        let model = context.config.models.get(exchange.model);
-        let link = model.and_then(|model| model.chain.iter().find(|link| link.provider == provider));
-        let first = model.and_then(|model| model.chain.first());
-        self.first_answered = first.is_some_and(|first| first.provider == provider);
-        self.record.attempts.push(Attempt {
-            provider,
-            model: link.map(|link| link.model.clone()).unwrap_or_default(),
-            start_us: exchange.sent_us.unwrap_or(context.now_us),
-            first_token_us: None,
-            end_us: None,
-            status: head.status(),
-            outcome: if head.status() == 200 { "ok" } else { "status" }.to_owned(),
-        });
-    }
-
-    /// The answer whose head said 200 was none in the end.
-    pub(super) fn note_outcome(&mut self, outcome: &str) {
-        if let Some(attempt) = self.record.attempts.last_mut() {
-            outcome.clone_into(&mut attempt.outcome);
-        }
-    }
-
     /// What the client gets of the head: what is Parapet's own, and nothing that speaks of the provider's account.
     fn write_response_head(&self, exchange: &Exchange, head: &Head<'_>, context: &mut Context<'_>) {
         for name in head.names() {
             let foreign = name.starts_with("x-ratelimit-")
                 || name.starts_with("openai-")
                 || name.starts_with("x-envoy-")
-                || matches!(name, "content-length" | "set-cookie" | "server" | "x-request-id" | "retry-after" | "via");
+                || matches!(name, "content-length" | "set-cookie" | "server" | "x-request-id" | "retry-after" | "via")
+                || name == super::ATTEMPT;
             if foreign {
                 context.effects.push(Effect::RemoveResponseHeader(name.to_owned()));
             }
@@ -132,7 +107,7 @@ impl Flow {
                 self.cut_stream(exchange, &refusal, Stream::failed_ending(), context)
             }
             Found::Overflow => {
-                let refusal = calls::unavailable();
+                let refusal = calls::unavailable(&exchange, context.now_us);
                 let ending = Stream::unavailable_ending(&refusal);
                 self.cut_stream(exchange, &refusal, ending, context)
             }
@@ -241,7 +216,7 @@ impl Flow {
             }
             (Phase::Streaming(stream), Action::Unavailable) => {
                 exchange.phase = Phase::Streaming(stream);
-                let refusal = calls::unavailable();
+                let refusal = calls::unavailable(&exchange, context.now_us);
                 let ending = Stream::unavailable_ending(&refusal);
                 self.cut_stream(exchange, &refusal, ending, context)
             }
@@ -256,7 +231,10 @@ impl Flow {
                 self.release_whole(&mut exchange, whole, context);
                 State::Exchanging(exchange)
             }
-            (Phase::Judging(_), Action::Unavailable) => self.fail(&exchange, &calls::unavailable(), context),
+            (Phase::Judging(_), Action::Unavailable) => {
+                let refusal = calls::unavailable(&exchange, context.now_us);
+                self.fail(&exchange, &refusal, context)
+            }
             (phase, _) => {
                 exchange.phase = phase;
                 State::Exchanging(exchange)
@@ -313,9 +291,8 @@ pub(super) fn refused_answer() -> Answered {
     Answered { content: REFUSAL.to_owned(), finish_reason: Some("content_filter".to_owned()), ..Answered::default() }
 }
 
-fn attempts(head: &Head<'_>) -> Option<u32> {
-    head.get("x-envoy-attempt-count").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok())
-}
+/// OpenAI's code for a 429 that no wait helps; what it stands in tells nothing of the request.
+const NO_QUOTA: &[u8] = b"insufficient_quota";
 
 /// What the client is told when the last provider failed. A provider's word passes on only where the request itself is
 /// at fault; anything else might speak of what is inside.
@@ -329,6 +306,11 @@ fn provider_failure(status: u16, retry_after_s: Option<u64>, body: &[u8]) -> Ref
             Refusal::new(Reason::InvalidRequest, message.replace(['\n', '\r'], " "))
         }
         404 => Refusal::new(Reason::ModelNotFound, "The model is not served at the moment.").at("model"),
+        429 if body.windows(NO_QUOTA.len()).any(|window| window == NO_QUOTA) => {
+            // Not the client's quota, and no wait helps.
+            let message = "The model's provider has no quota left for this gateway; its operator has to raise it.";
+            Refusal { is_lasting: true, ..Refusal::new(Reason::UpstreamError, message) }
+        }
         413 => Refusal::new(Reason::RequestTooLarge, "The request is too large."),
         408 | 504 => Refusal::new(Reason::UpstreamTimeout, "No model answered in time."),
         _ => Refusal::new(Reason::UpstreamError, "No model could answer."),

@@ -367,7 +367,7 @@ impl Stream {
         self.judges() && self.windows.is_in_flight() && !self.ended && !self.cut
     }
 
-    /// See [`super::Flow::abandons`].
+    /// See [`super::Flow::abandons_in`].
     pub(super) const fn abandons(&self) -> bool {
         self.cut && !self.explains && !self.ended && self.released && self.ready.is_empty()
     }

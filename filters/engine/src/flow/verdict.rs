@@ -87,6 +87,7 @@ impl Flow {
         }
         let at_once = side == Side::Output && rules.excuses_none() && exchange.has_left();
         let limit_ms = if at_once { AFTER_CUT_MS.min(rules.timeout_ms) } else { rules.timeout_ms };
+        let limit_ms = exchange.timing.deadline.bound_ms(limit_ms, context.now_us);
         calls::push_guard_call(context, Call::Categories(side), prompt, limit_ms);
         let guard_record = self.guard_record(side);
         calls::count_call(Some(guard_record));
@@ -172,7 +173,7 @@ impl Flow {
             let remembered = Remembered { verdict: verdict.clone(), at_us: context.now_us };
             context.memory.verdicts.insert(key, remembered, 64);
         }
-        if let Some(refusal) = self.apply_input_verdict(&mut exchange, verdict, &key, context.config) {
+        if let Some(refusal) = self.apply_input_verdict(&mut exchange, verdict, &key, context) {
             let used = self.used_tokens(&exchange, true);
             self.settle(&exchange, used, context);
             return self.refuse(refusal, context);
@@ -186,9 +187,9 @@ impl Flow {
         exchange: &mut Exchange,
         verdict: &Verdict,
         key: &guard::Key,
-        config: &Config,
+        context: &Context<'_>,
     ) -> Option<Refusal> {
-        let action = match rules(config, exchange, Side::Input)?.decide(verdict) {
+        let action = match rules(context.config, exchange, Side::Input)?.decide(verdict) {
             // Of what it was shown the guard said safe.
             Action::Pass if exchange.unseen => Action::Flag,
             action => action,
@@ -205,7 +206,7 @@ impl Flow {
         }
         match action {
             Action::Pass | Action::Flag => None,
-            Action::Unavailable => Some(calls::unavailable()),
+            Action::Unavailable => Some(calls::unavailable(exchange, context.now_us)),
             Action::Block => {
                 let mut refusal = Refusal::new(Reason::ContentBlocked, "The request was blocked by the safety policy.");
                 refusal.categories = names(verdict);

@@ -46,6 +46,7 @@ impl Worker {
             pending: Vec::new(),
             calls: 0,
             sent: None,
+            shared: Vec::new(),
             passed_on: None,
             reply: None,
             aborted: false,
@@ -85,6 +86,8 @@ pub(crate) struct Host<'a> {
     pub(crate) calls: usize,
     /// Head and body as they go to the provider.
     pub(crate) sent: Option<Vec<u8>>,
+    /// What the provider filter is told.
+    pub(crate) shared: Vec<u8>,
     /// A head that goes on without the flow (to the sidecar).
     pub(crate) passed_on: Option<Vec<(&'static str, String)>>,
     pub(crate) reply: Option<Reply>,
@@ -128,7 +131,7 @@ impl Host<'_> {
             }
             Effect::SetRequestHead(head) => self.passed_on = Some(head),
             Effect::SetRequestBody(body) => assert!(self.sent.replace(body).is_none(), "sent twice"),
-            Effect::Share { .. } => {}
+            Effect::Share { ask, .. } => self.shared = ask,
             Effect::SetResponseHeader(name, value) => {
                 assert!(!self.response.head_out, "{name} is set after the head has left");
                 self.response.headers.retain(|(known, _)| known != name);
@@ -158,6 +161,11 @@ impl Host<'_> {
 
     pub(crate) fn waits_for(&self, call: Call) -> bool {
         self.pending.iter().any(|callout| callout.call == call)
+    }
+
+    /// The time limit of a call that waits, in milliseconds.
+    pub(crate) fn limit_of(&self, call: Call) -> u64 {
+        self.pending.iter().find(|callout| callout.call == call).expect("it waits").timeout_ms
     }
 
     pub(crate) fn take(&mut self, call: Call) -> Callout {
@@ -213,7 +221,7 @@ impl Host<'_> {
     }
 
     pub(crate) fn response_body(&mut self, bytes: &[u8], ends: bool) {
-        if self.flow.abandons() && !self.aborted {
+        if self.flow.abandons_in().is_some() && !self.aborted {
             // The client has had everything; the provider is cut off.
             assert!(self.response.buffer.is_empty());
             self.response.complete = true;

@@ -4,6 +4,7 @@
 // The host and the generators are part of the tests.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod attempts;
 mod cache;
 mod guards;
 mod host;

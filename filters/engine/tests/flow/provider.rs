@@ -48,6 +48,26 @@ fn every_failure_of_the_last_provider_has_its_answer() {
 }
 
 #[test]
+fn a_providers_limit_is_told_with_its_wait_and_its_lack_of_quota_as_lasting() {
+    let no_quota = r#"{"error":{"message":"You exceeded your current quota","type":"insufficient_quota","code":"insufficient_quota"}}"#;
+    for (body, retry_after, told) in [
+        (r#"{"error":{"code":"rate_limit_exceeded"}}"#, Some("7"), (Some("7"), None)),
+        (no_quota, None, (None, Some("false"))),
+    ] {
+        let mut worker = Worker::new("{}");
+        let mut host = worker.ask(&question(false));
+        let head = [(":status", "429"), ("content-type", JSON)];
+        let wait: Vec<_> = retry_after.iter().map(|seconds| ("retry-after", *seconds)).collect();
+        host.response_head(&[&head[..], &wait].concat(), false);
+        host.response_body(body.as_bytes(), true);
+        assert_eq!(host.refused(), (502, "upstream_error".to_owned()), "every provider failed");
+        assert_eq!((host.reply_header("retry-after"), host.reply_header("x-should-retry")), told);
+        let text = String::from_utf8(host.reply.clone().unwrap().body).unwrap();
+        assert!(!text.contains("You exceeded") && text.contains("operator") == told.1.is_some(), "{text}");
+    }
+}
+
+#[test]
 fn the_providers_account_headers_do_not_reach_the_client() {
     let mut worker = Worker::new(LIMITED);
     let mut host = worker.ask(&question(false));
@@ -176,8 +196,7 @@ fn copy<'a>(end: &End<'a>) -> End<'a> {
 
 #[test]
 fn failed_attempts_come_before_the_one_that_answered() {
-    let failed =
-        br#"[{"provider":"vllm","model":"x","start_us":1,"end_us":1800000000900000,"status":503,"outcome":"status"}]"#;
+    let failed = b"vllm\tx\t1\t1800000000900000\t503\tstatus\n";
     let mut worker = Worker::new("{}");
     let mut host = worker.ask(&question(false));
     let head =

@@ -15,8 +15,9 @@ pub(crate) fn configuration(policy: &str) -> String {
             {{"name": "vllm", "cluster": "vllm", "authority": "vllm:1", "base_path": "/v1"}},
             {{"name": "openai", "cluster": "openai", "authority": "openai:2", "base_path": "/o", "api_key_env": "PATH_OF_NO_KEY"}},
             {{"name": "third", "cluster": "third", "authority": "third:3"}}],
-        "models": [{{"name": "m", "cluster": "chain", "chain": [
-            {{"provider": "vllm", "model": "x"}}, {{"provider": "third", "model": "x"}}, {{"provider": "openai", "model": "a-longer-name"}}]}}],
+        "models": [{{"name": "m", "cluster": "chain", "spill_cluster": "rest", "chain": [
+            {{"provider": "vllm", "model": "x"}}, {{"provider": "third", "model": "x"}}, {{"provider": "openai", "model": "a-longer-name"}}]}},
+            {{"name": "lone", "cluster": "only", "chain": [{{"provider": "openai", "model": "a-longer-name"}}]}}],
         "guard": {{"cluster": "guard", "authority": "guard:4", "model": "lg"}},
         "sidecar": {{"cluster": "sidecar", "authority": "sidecar:5"}},
         "keys": [{{"sha256": "32a642c5fd761670c7f9989b70138c93c56ea519529eb544d46b91a8e59f3075", "tenant": "t", "user": "u", "policy": "p"}}],
