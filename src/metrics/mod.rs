@@ -145,8 +145,10 @@ impl Metrics {
             token_usage: add.conventional("gen_ai_client_token_usage", "Tokens of a request, by provider", tokens),
             tokens: add.counters("parapet_tokens", "Tokens that providers read and wrote, by tenant"),
             attempts: add.counters("parapet_attempts", "Attempts at providers, by outcome"),
-            sent: add
-                .counters("parapet_provider_requests", "Requests that went to a provider, and to another one then"),
+            sent: add.counters(
+                "parapet_provider_requests",
+                "Requests that went to a provider, and whether they needed another one",
+            ),
             guard_verdicts: add.counters("parapet_guard_verdicts", "Guard verdicts, by side and what was done"),
             guard_categories: add.counters("parapet_guard_categories", "Categories of unsafe verdicts"),
             guard_duration: add.histograms(

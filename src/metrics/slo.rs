@@ -5,7 +5,6 @@
 use parapet_engine::record::{GuardRecord, Record};
 
 use super::outcome::Outcome;
-use crate::langsmith::tree::failed_over;
 
 /// What a service level measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +126,7 @@ impl Observation {
             duration: answers.then(|| seconds(record.start_us, record.end_us)),
             input_blocked: blocked(record.input_guard.as_ref()),
             output_blocked: blocked(record.output_guard.as_ref()),
-            fell_back: sent.then(|| failed_over(record)),
+            fell_back: sent.then(|| fell_back(record)),
             cost: (sent && record.usage.is_some()).then(|| record.cost_nanousd as f64 / 1e9),
         })
     }
@@ -138,6 +137,12 @@ impl Observation {
 pub fn first_token_us(record: &Record) -> Option<u64> {
     let judged_us = record.input_guard.as_ref().and_then(|guard| guard.end_us);
     record.first_token_us.map(|first| first.max(judged_us.unwrap_or(0)))
+}
+
+/// Whether another provider than the first was needed. One that was asked beside it (a hedge) and lost was not.
+fn fell_back(record: &Record) -> bool {
+    let first = record.attempts.first().map(|attempt| &attempt.provider);
+    record.attempts.iter().any(|attempt| Some(&attempt.provider) != first && attempt.outcome != "lost")
 }
 
 /// Whether the request is one that the service levels are about.
@@ -238,5 +243,8 @@ mod tests {
 
         let fallen = observe(Record { attempts: vec![attempt("vllm"), attempt("openai")], ..answered() });
         assert_eq!(fallen.fell_back, Some(true));
+        let lost = Attempt { outcome: "lost".to_owned(), ..attempt("openai") };
+        let hedged = observe(Record { attempts: vec![attempt("vllm"), lost], ..answered() });
+        assert_eq!(hedged.fell_back, Some(false), "the first one's token came first");
     }
 }
