@@ -426,6 +426,8 @@ async fn a_provider_that_was_hedged_often_is_not_taken_for_an_ill_one() {
     for _ in 0..8 {
         assert_eq!(answer(&stack, true).await.0, "openai");
     }
+    let ejected = stack.stats("cluster.vllm.outlier_detection.ejections").await;
+    assert!(!ejected.is_empty() && ejected.iter().all(|(_, count)| *count == 0), "{ejected:?}");
     fault(stack.vllm(), Faults::default());
     let (provider, record) = answer(&stack, true).await;
     assert_eq!((&*provider, told(&record)), ("vllm", pairs(&[("vllm", "ok")])));
