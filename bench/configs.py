@@ -31,7 +31,9 @@ def rendered(rig, upstream, listener, admin, data):
     environment = dict(
         os.environ, PARAPET_CONFIG="envoy/envoy.yaml", PARAPET_DATA_DIR=data, PARAPET_PORT=str(listener),
         PARAPET_ADMIN_PORT=str(admin), PARAPET_SIDECAR_URL="http://127.0.0.1:9", VLLM_URL=url, LLAMAGUARD_URL=url,
-        OPENAI_BASE_URL=url + "/v1")
+        OPENAI_BASE_URL=url + "/v1",
+        # The rig serves models only.
+        VLLM_HEALTH_PATH="off")
     for name in ("VLLM_MODEL", "OPENAI_MODEL", "LLAMAGUARD_MODEL", "PARAPET_BIND", "PARAPET_ADMIN_BIND"):
         environment.pop(name, None)
     yaml = subprocess.run([os.environ["PARAPET_BIN"], "render"], env=environment, check=True, capture_output=True).stdout

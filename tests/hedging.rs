@@ -417,3 +417,40 @@ async fn requests_spill_past_a_vllm_that_would_only_queue_them_and_come_back() {
     assert_eq!(stack.alice(&ask("count to 5")).await.header("x-parapet-provider"), Some("vllm"));
     stack.assert_lives().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_that_was_hedged_often_is_not_taken_for_an_ill_one() {
+    let stack = hedging().start().await;
+    slow(stack.vllm(), 20_000);
+    // More in a row than Envoy's outlier detection forgives failures, and no more than are hedged at once.
+    for _ in 0..8 {
+        assert_eq!(answer(&stack, true).await.0, "openai");
+    }
+    let ejected = stack.stats("cluster.vllm.outlier_detection.ejections").await;
+    assert!(!ejected.is_empty() && ejected.iter().all(|(_, count)| *count == 0), "{ejected:?}");
+    fault(stack.vllm(), Faults::default());
+    let (provider, record) = answer(&stack, true).await;
+    assert_eq!((&*provider, told(&record)), ("vllm", pairs(&[("vllm", "ok")])));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hedged_request_whose_time_is_up_is_told_so_too() {
+    let stack = Stack::builder().edit("open: {}", "open: {hedge_after_ms: 100, deadline_ms: 500}").start().await;
+    for hangs in [json!({"hang": true}), json!({"hang_after_headers": true})] {
+        for streams in [true, false] {
+            for simulator in [stack.vllm(), stack.openai()] {
+                faulty(simulator, hangs.clone());
+            }
+            let response = stack.chat(OPEN, &with(ask("x"), json!({"stream": streams}))).await;
+            let trace = response.header("x-parapet-trace-id").unwrap_or_default().to_owned();
+            response.into_error_at(504, "upstream_timeout", format!("{hangs} {streams}")).await;
+            let record = stack.record(&trace).await;
+            assert_eq!((&record["status"], &record["reason"]), (&json!(504), &json!("upstream_timeout")), "{record}");
+        }
+    }
+    // After a token it is a cut, as without hedging.
+    fault(stack.vllm(), Faults { token_ms: Some(30), ..Faults::default() });
+    let streamed = stack.chat(OPEN, &stream("count to 1000")).await.events().all().await;
+    assert!(!streamed.done && (streamed.end.is_err() || streamed.error().is_some()), "{streamed:?}");
+    stack.assert_lives().await;
+}

@@ -101,6 +101,7 @@ fn wrong(kind: &str) -> Value {
     match kind {
         "integer" => json!("many"),
         "number" => json!("half"),
+        "boolean" => json!("maybe"),
         "string" | "list" => json!(7),
         "object" => json!("on"),
         "boolean" => json!("perhaps"),
@@ -133,8 +134,8 @@ fn the_documented_defaults_are_what_is_taken_for_an_absent_key() {
             continue;
         }
         let mut absent = without(&place);
-        if place == "guard" {
-            // Policies may not ask a guard that is not there.
+        if ["guard", "sidecar"].contains(&&*place) {
+            // Policies may not ask for what is not there.
             absent["policies"] = json!({"standard": {}, "careful": {}, "tiny": {}, "open": {}});
         } else if place == "sidecar" {
             // Nor spill by the word of nobody.

@@ -219,7 +219,7 @@ impl GatewayStream {
                 }
                 true
             }
-            // Envoy sends on what is in the buffer of a stream that is not stopped, too (measured on 1.37 to 1.40).
+            // Envoy sends on what is in the buffer of a stream that is not stopped, too (measured on 1.40).
             // Somebody else's bytes in it would be sent twice.
             Held::Empty if host::buffer_from(Buffer::Response, 0).is_empty() => {
                 let body = self.flow.take_body().unwrap_or_default();

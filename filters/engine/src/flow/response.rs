@@ -312,7 +312,8 @@ fn provider_failure(status: u16, retry_after_s: Option<u64>, body: &[u8]) -> Ref
             Refusal { is_lasting: true, ..Refusal::new(Reason::UpstreamError, message) }
         }
         413 => Refusal::new(Reason::RequestTooLarge, "The request is too large."),
-        408 | 504 => Refusal::new(Reason::UpstreamTimeout, "No model answered in time."),
+        // 204: what the router says at the deadline of a request that may be hedged.
+        204 | 408 | 504 => Refusal::new(Reason::UpstreamTimeout, "No model answered in time."),
         _ => Refusal::new(Reason::UpstreamError, "No model could answer."),
     };
     Refusal { retry_after_s, ..refusal }

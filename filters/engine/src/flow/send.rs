@@ -131,6 +131,11 @@ fn head(exchange: &Exchange, body_bytes: usize, context: &Context<'_>) -> Vec<(&
         // of the last provider too, beats none. Envoy cannot give the attempts different limits.
         headers.push(("x-envoy-upstream-rq-per-try-timeout-ms", exchange.timing.hedge_ms.max(1).to_string()));
         headers.push(("x-envoy-hedge-on-per-try-timeout", "true".to_owned()));
+        if exchange.timing.hedge_percent.is_some() {
+            // What is late for a hedge is no failure yet: outlier detection sees this timer as a 204 instead of a 504. A few
+            // slow answers in a row would eject the provider, and all of the load would go where a share of it may.
+            headers.push(("x-envoy-upstream-rq-timeout-alt-response", "true".to_owned()));
+        }
     }
     if let Some(left_ms) = exchange.timing.deadline.left_ms(context.now_us) {
         headers.push(("x-envoy-upstream-rq-timeout-ms", left_ms.max(1).to_string()));
