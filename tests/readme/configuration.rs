@@ -104,7 +104,6 @@ fn wrong(kind: &str) -> Value {
         "boolean" => json!("maybe"),
         "string" | "list" => json!(7),
         "object" => json!("on"),
-        "boolean" => json!("perhaps"),
         choices => {
             assert!(choices.starts_with('`'), "unknown type {choices}");
             json!("sideways")
