@@ -1,5 +1,5 @@
-//! An operator's own pattern: a small part of what regular expressions can say, so small that it can neither be
-//! ambiguous nor slow. (The smallest library for all of them is a tenth of the module.)
+//! An operator's own pattern: a small part of what regular expressions can say, whose search has a bound. (A library for
+//! all of them would have to fit into the module's own bound.)
 //!
 //! Characters stand for themselves; `.` is any one, `\d` a digit, `\w` a letter, digit or `_`, `\s` white space, `\b` the
 //! edge of a word, `[a-z0-9]` and `[^"]` one of these or none of these; `\` before a sign takes it as it is. `?`, `*`,
