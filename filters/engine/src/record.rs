@@ -4,6 +4,8 @@
 //!
 //! All times are microseconds since the Unix epoch. Absent values are left out of the JSON.
 
+mod line;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -113,21 +115,6 @@ pub struct Record {
     /// The answer ended without a finish reason: cut off upstream. Never cached.
     #[serde(skip_serializing_if = "is_false")]
     pub truncated: bool,
-}
-
-impl Record {
-    /// The record as it stands in the log; empty if it cannot be written, which no value of it causes.
-    #[must_use]
-    pub fn to_line(&self) -> Vec<u8> {
-        // Most of a line is its texts: growing to their size step by step would copy them several times.
-        let texts = self.answers.iter().map(|answer| answer.content.len()).fold(0, usize::saturating_add);
-        let messages = self.messages.as_ref().map_or(0, |messages| messages.get().len());
-        let mut line = Vec::with_capacity(texts.saturating_add(messages).saturating_add(1536));
-        match serde_json::to_writer(&mut line, self) {
-            Ok(()) => line,
-            Err(_) => Vec::new(),
-        }
-    }
 }
 
 /// What of the texts may be written down.

@@ -36,10 +36,16 @@ impl<'a> Head<'a> {
         (!tag.is_empty()).then_some(tag)
     }
 
+    /// A header that is a number, and nothing else.
+    #[must_use]
+    pub fn number<T: core::str::FromStr>(&self, name: &str) -> Option<T> {
+        core::str::from_utf8(self.get(name)?).ok()?.parse().ok()
+    }
+
     /// `:status`, or 0.
     #[must_use]
     pub fn status(&self) -> u16 {
-        self.get(":status").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(0)
+        self.number(":status").unwrap_or(0)
     }
 
     /// `:path` without its query.
