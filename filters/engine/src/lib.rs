@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod affinity;
 pub mod answer;
+pub mod bytes;
 pub mod cache;
 pub mod chat;
 pub mod config;

@@ -54,6 +54,7 @@ pub(super) struct Stream {
     form: Form,
     mode: OutputMode,
     decoder: Decoder,
+    reader: openai::Reader,
     /// As it came.
     pub(super) answer: Answer,
     /// As it left.
@@ -110,6 +111,7 @@ impl Stream {
             form,
             mode,
             decoder: Decoder::default(),
+            reader: openai::Reader::default(),
             answer: Answer::default(),
             shown: Answer::default(),
             read: Marks::default(),
@@ -199,7 +201,7 @@ impl Stream {
             }
             return Ok(());
         };
-        match openai::parse_chunk(data) {
+        match self.reader.read(data) {
             Chunk::Done => {
                 self.done = true;
                 self.push(event.raw, Kind::Terminal);
@@ -233,7 +235,7 @@ impl Stream {
             Form::OpenAi { usage: wanted, .. } if deltas.is_empty() && usage && !wanted => return,
             Form::OpenAi { model: public, .. } => {
                 let renamed = model.is_some_and(|model| model != public);
-                let rewritten = event.data().filter(|_| renamed).and_then(|data| openai::with_model(data, public));
+                let rewritten = event.data().filter(|_| renamed).and_then(|data| self.reader.with_model(data, public));
                 rewritten.unwrap_or(event.raw)
             }
             Form::Chat => {
