@@ -40,6 +40,8 @@ pub struct Config {
     pub sidecar: Option<Sidecar>,
     pub keys: Vec<Key>,
     pub policies: BTreeMap<String, Policy>,
+    /// A word for all of it but the keys: 16 hexadecimal digits.
+    pub revision: String,
 }
 
 /// A server of models. Its key is in the environment, never here.
@@ -290,7 +292,8 @@ impl Config {
         };
         let mistake = Mistake::default();
         let config = Self::read(&Item::root(&node, &mistake));
-        let config = mistake.into_result(config)?;
+        let mut config = mistake.into_result(config)?;
+        config.revision = revision::revision(&node);
         validate::config(&config)?;
         Ok(config)
     }
@@ -340,6 +343,7 @@ impl Policy {
 mod item;
 mod node;
 mod read;
+mod revision;
 mod structure;
 mod validate;
 

@@ -52,6 +52,7 @@ impl Read for Config {
             sidecar: section.optional("sidecar"),
             keys: section.required("keys"),
             policies: section.required("policies"),
+            revision: String::new(),
         }
     }
 }
