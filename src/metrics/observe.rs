@@ -1,5 +1,7 @@
 //! What is counted, and when.
 
+use std::sync::atomic::Ordering;
+
 use parapet_engine::record::{GuardRecord, Record};
 
 use super::outcome::Outcome;
@@ -46,12 +48,6 @@ impl Metrics {
         for outcome in ["hit", "miss", "bypass"] {
             drop(self.cache.get_or_create(&[("outcome", outcome.to_owned())]));
         }
-        for outcome in ["accepted", "duplicate", "parked", "not_sampled", "unreadable"] {
-            drop(self.upload_runs.get_or_create(&[("outcome", outcome.to_owned())]));
-        }
-        for outcome in ["accepted", "duplicate", "too_large", "rejected", "not_found", "misconfigured", "retry"] {
-            drop(self.upload_requests.get_or_create(&[("outcome", outcome.to_owned())]));
-        }
         for outcome in ["accepted", "refused"] {
             drop(self.feedback.get_or_create(&[("outcome", outcome.to_owned())]));
         }
@@ -60,6 +56,16 @@ impl Metrics {
         }
         for event in ["rotated", "switched", "truncated", "lost", "rotate_failed"] {
             drop(self.file_events.get_or_create(&[("event", event.to_owned())]));
+        }
+    }
+
+    /// The same for a LangSmith. Its name is of the configuration, which bounds how many there are.
+    pub fn announce_destination(&self, name: &str) {
+        for outcome in ["accepted", "duplicate", "parked", "not_sampled", "unreadable"] {
+            drop(self.upload_runs.get_or_create(&destination_labels(name, outcome)));
+        }
+        for outcome in ["accepted", "duplicate", "too_large", "rejected", "not_found", "misconfigured", "retry"] {
+            drop(self.upload_requests.get_or_create(&destination_labels(name, outcome)));
         }
     }
 
@@ -202,7 +208,7 @@ impl Metrics {
 
     /// Runs that went to the dead-letter file since the start.
     pub fn parked(&self) -> u64 {
-        self.upload_runs.get_or_create(&[("outcome", "parked".to_owned())]).get()
+        self.parked.load(Ordering::Relaxed)
     }
 
     pub fn spool(&self, stats: spool::Stats) {
@@ -226,11 +232,14 @@ impl Metrics {
     }
 
     /// What became of runs: `accepted`, `duplicate`, `parked`, `not_sampled`, `unreadable`.
-    pub fn uploaded(&self, outcome: &'static str, runs: u64) {
-        self.upload_runs.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(runs);
+    pub fn uploaded(&self, destination: &str, outcome: &'static str, runs: u64) {
+        self.upload_runs.get_or_create(&destination_labels(destination, outcome)).inc_by(runs);
+        if outcome == "parked" {
+            self.parked.fetch_add(runs, Ordering::Relaxed);
+        }
     }
 
-    pub fn upload_request(&self, outcome: &Uploaded) {
+    pub fn upload_request(&self, destination: &str, outcome: &Uploaded) {
         let label = match outcome {
             Uploaded::Accepted => "accepted",
             Uploaded::Duplicate => "duplicate",
@@ -240,7 +249,7 @@ impl Metrics {
             Uploaded::Misconfigured { .. } => "misconfigured",
             Uploaded::Retry { .. } => "retry",
         };
-        self.upload_requests.get_or_create(&[("outcome", label.to_owned())]).inc();
+        self.upload_requests.get_or_create(&destination_labels(destination, label)).inc();
     }
 
     /// `get`: `hit`, `miss`, `timeout`, `failed`, `invalid` (not an entry of ours) or `resting` (not asked after a
@@ -279,6 +288,10 @@ impl Metrics {
 
 fn verdict_labels(side: &str, verdict: &str, action: &str) -> [(&'static str, String); 3] {
     [("side", side.to_owned()), ("verdict", verdict.to_owned()), ("action", action.to_owned())]
+}
+
+fn destination_labels(destination: &str, outcome: &str) -> [(&'static str, String); 2] {
+    [("destination", destination.to_owned()), ("outcome", outcome.to_owned())]
 }
 
 fn level(value: u64) -> i64 {
@@ -326,6 +339,26 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn each_langsmith_is_counted_for_itself() {
+        let metrics = Metrics::new();
+        metrics.announce_destination("a");
+        metrics.announce_destination("b");
+        metrics.uploaded("a", "accepted", 5);
+        metrics.uploaded("a", "parked", 2);
+        metrics.uploaded("b", "parked", 1);
+        metrics.upload_request("b", &Uploaded::TooLarge);
+        let text = metrics.encode().unwrap();
+        for line in [
+            r#"parapet_upload_runs_total{destination="a",outcome="accepted"} 5"#,
+            r#"parapet_upload_runs_total{destination="b",outcome="accepted"} 0"#,
+            r#"parapet_upload_requests_total{destination="b",outcome="too_large"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert_eq!(metrics.parked(), 3);
     }
 
     #[test]

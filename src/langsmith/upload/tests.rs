@@ -200,7 +200,7 @@ impl Rig {
         let destination = &config.destinations[0];
         assert_eq!(destination.name, self.name);
         let queue = Queue::open(&self.dir.path().join("feedback.jsonl"), std::slice::from_ref(&self.name)).unwrap();
-        let feedback = Feedback::new(queue, Arc::new(Mutex::new(Index::new(10))), Arc::clone(&self.metrics));
+        let feedback = Feedback::new(queue, Arc::new(Mutex::new(Index::new(10))), Arc::clone(&self.metrics), false);
         let delivery = Delivery {
             destination: self.name.clone(),
             client: Arc::new(Client::new(&config, destination).unwrap()),
