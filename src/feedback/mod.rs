@@ -2,6 +2,7 @@
 
 mod block;
 pub mod queue;
+mod redact;
 pub mod send;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +36,8 @@ pub struct Feedback {
     queue: Mutex<Queue>,
     index: Arc<Mutex<Index>>,
     metrics: Arc<Metrics>,
+    /// Whether what a caller writes freely is kept out: it may say again what runs are told to hide.
+    hide: bool,
     /// When something came last.
     arrived: watch::Sender<u64>,
 }
@@ -59,8 +62,8 @@ struct Refusal {
 }
 
 impl Feedback {
-    pub fn new(queue: Queue, index: Arc<Mutex<Index>>, metrics: Arc<Metrics>) -> Self {
-        Self { queue: Mutex::new(queue), index, metrics, arrived: watch::Sender::new(0) }
+    pub fn new(queue: Queue, index: Arc<Mutex<Index>>, metrics: Arc<Metrics>, hide: bool) -> Self {
+        Self { queue: Mutex::new(queue), index, metrics, hide, arrived: watch::Sender::new(0) }
     }
 
     pub fn pending(&self) -> usize {
@@ -92,6 +95,7 @@ impl Feedback {
                 message: "There is no such trace.".to_owned(),
             });
         }
+        redact::apply(&mut item, self.hide);
         item.tenant = tenant.to_owned();
         item.user = header("x-parapet-user").to_owned();
         let unavailable = |message: &str| Refusal {
