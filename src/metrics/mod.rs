@@ -13,13 +13,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use labels::Bound;
+use labels::{Bound, Labels};
 
-type Labels<const N: usize> = [(&'static str, String); N];
 type Counters<const N: usize> = Family<Labels<N>, Counter>;
 type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
 /// Of a GenAI metric: an attribute without a value is left out.
-type Attributes = Vec<(&'static str, String)>;
+type Attributes = Labels<5>;
 type Conventional = Family<Attributes, Histogram, fn() -> Histogram>;
 type Level = Gauge<i64, std::sync::atomic::AtomicI64>;
 
