@@ -19,7 +19,7 @@ use crate::als::arrivals::Arrivals;
 use crate::audit::Audit;
 use crate::cache::{self, Store};
 use crate::dashboard::Board;
-use crate::langsmith::tree;
+use crate::langsmith::order::Order;
 use crate::metrics::Metrics;
 use crate::spool::Spool;
 use crate::spool::index::Index;
@@ -249,8 +249,9 @@ fn remember_all(index: &Mutex<Index>, others: &mut Index, lines: &[Line], fresh:
 }
 
 fn remember(index: &mut Index, line: &Line) {
-    let order = tree::root_order(line);
-    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us, !line.record.unsampled);
+    let record = &line.record;
+    let (trace_id, start_us) = Order::place(line.id, record.start_us, record.langsmith_parent.as_deref());
+    index.insert(line.id, &record.tenant, trace_id, start_us, !record.unsampled);
 }
 
 /// What a write that fails has to do with.
