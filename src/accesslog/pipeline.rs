@@ -153,7 +153,16 @@ impl Pipeline {
             .filter(|((_, line), fresh)| **fresh && line.is_run())
             .map(|((text, _), _)| *text)
             .collect();
-        waiting.retry("spool", || self.spool.append(&spooled))?;
+        let mut rest = spooled.as_slice();
+        while !rest.is_empty() {
+            let stored = waiting.retry("spool", || self.spool.append_some(rest))?;
+            rest = rest.get(stored..).unwrap_or_default();
+            if !rest.is_empty() {
+                // Their upload is what makes room for the others. A kill before the position is saved has them read again,
+                // and known by their ids.
+                self.spool.publish();
+            }
+        }
         remember_all(&self.index, &mut self.others, &lines, &fresh);
 
         let audited = waiting.retry("audit log", || self.audit.append(&lines))?;
