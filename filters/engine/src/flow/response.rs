@@ -23,8 +23,7 @@ impl Flow {
         let status = head.status();
         self.note_attempt(&exchange, head, context);
         if ends || status != 200 {
-            let retry_after_s =
-                head.get("retry-after").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok());
+            let retry_after_s = head.number("retry-after");
             if ends {
                 return self.fail(&exchange, &provider_failure(status, retry_after_s, b""), context);
             }
@@ -44,6 +43,7 @@ impl Flow {
             let windows = policy.map(|policy| policy.window_tokens.clone()).unwrap_or_default();
             Phase::Streaming(Box::new(Stream::new(form, mode, windows)))
         } else {
+            exchange.told_bytes = head.number("content-length");
             Phase::Collecting(Collecting::Answer)
         };
         State::Exchanging(exchange)
@@ -51,11 +51,14 @@ impl Flow {
 
     /// What the client gets of the head: what is Parapet's own, and nothing that speaks of the provider's account.
     fn write_response_head(&self, exchange: &Exchange, head: &Head<'_>, context: &mut Context<'_>) {
+        let is_event_stream = head.is_event_stream();
         for name in head.names() {
             let foreign = name.starts_with("x-ratelimit-")
                 || name.starts_with("openai-")
                 || name.starts_with("x-envoy-")
-                || matches!(name, "content-length" | "set-cookie" | "server" | "x-request-id" | "retry-after" | "via")
+                || matches!(name, "set-cookie" | "server" | "x-request-id" | "retry-after" | "via")
+                // A whole answer's is written when the answer is known.
+                || (name == "content-length" && is_event_stream)
                 || name == super::ATTEMPT;
             if foreign {
                 context.effects.push(Effect::RemoveResponseHeader(name.to_owned()));
@@ -189,7 +192,9 @@ impl Flow {
     /// The answer may leave as it is (or as the client's wire form wants it).
     fn release_whole(&mut self, exchange: &mut Exchange, whole: Whole, context: &mut Context<'_>) {
         let bytes = whole.body.as_ref().map_or(whole.came_bytes, Vec::len);
-        context.effects.push(Effect::SetResponseHeader("content-length", bytes.to_string()));
+        if exchange.told_bytes != Some(bytes) {
+            context.effects.push(Effect::SetResponseHeader("content-length", bytes.to_string()));
+        }
         self.record.first_token_us = Some(context.now_us);
         self.record.answers = whole.answer.choices;
         exchange.phase = Phase::Releasing { body: whole.body };
