@@ -29,6 +29,8 @@ const MAX_COMMENT: usize = 8 * 1024;
 const MAX_VALUE: usize = 4 * 1024;
 /// Feedback that may wait; past it callers are asked to come back.
 const MAX_PENDING: usize = 10_000;
+/// Of one tenant: what waits may speak of traces that never were, and must leave room for the others.
+const MAX_TENANT: usize = MAX_PENDING / 4;
 
 /// What the handler and the sender share.
 #[derive(Debug)]
@@ -106,7 +108,8 @@ impl Feedback {
         };
         let id = item.id;
         let mut queue = lock(&self.queue);
-        if queue.pending().len() >= MAX_PENDING {
+        let own = || queue.pending().values().filter(|pending| *pending.item.tenant == *tenant).count();
+        if queue.pending().len() >= MAX_PENDING || (queue.pending().len() >= MAX_TENANT && own() >= MAX_TENANT) {
             return Err(unavailable("Too much feedback is waiting; try again later."));
         }
         queue.accept(item).map_err(|error| {

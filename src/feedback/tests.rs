@@ -85,6 +85,7 @@ fn too_much_waiting_feedback_is_refused() {
     let mut content = String::new();
     for n in 0..MAX_PENDING {
         let mut item = item.clone();
+        item["tenant"] = format!("tenant-{}", n % 10).into();
         item["id"] = format!("01a20791-8327-7764-a3ea-{n:012}").into();
         content += &json!({ "accepted": item }).to_string();
         content.push('\n');
@@ -93,6 +94,25 @@ fn too_much_waiting_feedback_is_refused() {
     let feedback = feedback(dir.path(), None);
     let refusal = feedback.accept(&headers("acme"), &body(json!({}))).unwrap_err();
     assert_eq!(refusal.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[test]
+fn one_tenants_flood_leaves_room_for_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("feedback.jsonl");
+    let mut item = serde_json::to_value(read(&body(json!({}))).unwrap()).unwrap();
+    item["tenant"] = "acme".into();
+    let mut content = String::new();
+    for n in 0..MAX_TENANT {
+        item["id"] = format!("01a20791-8327-7764-a3ea-{n:012}").into();
+        content += &json!({ "accepted": item }).to_string();
+        content.push('\n');
+    }
+    std::fs::write(path, content).unwrap();
+    let feedback = feedback(dir.path(), None);
+    let refusal = feedback.accept(&headers("acme"), &body(json!({}))).unwrap_err();
+    assert_eq!(refusal.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(feedback.accept(&headers("globex"), &body(json!({}))).is_ok());
 }
 
 /// What the disk has of the one feedback that was accepted.
