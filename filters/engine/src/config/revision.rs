@@ -30,11 +30,13 @@ fn of(node: &Node) -> u64 {
     }
 }
 
+#[inline(never)]
 fn word(bytes: &[u8], kind: u64) -> u64 {
     bytes.iter().fold(mix(kind, bytes.len() as u64), |sum, &byte| mix(sum, u64::from(byte)))
 }
 
-/// The finaliser of splitmix64 over the sum of both.
+/// The finaliser of splitmix64 over the sum of both. Once in the module, not at each of its uses.
+#[inline(never)]
 const fn mix(sum: u64, next: u64) -> u64 {
     let sum = sum.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(next);
     let sum = (sum ^ (sum >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

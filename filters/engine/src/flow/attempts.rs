@@ -124,6 +124,7 @@ fn read_raced(value: &[u8]) -> Option<(u32, u64)> {
     Some((number(parts.next()?)?, number(parts.next()?)?))
 }
 
+#[inline(never)]
 fn cost_at(config: &Config, provider: &str, usage: Usage) -> u64 {
     config.provider(provider).map_or(0, |provider| cost_nanousd(provider.price, usage))
 }
