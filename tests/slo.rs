@@ -190,7 +190,7 @@ fn the_alerts_are_those_of_the_six_levels_and_each_says_what_to_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_metric_that_is_used_or_documented_exists() {
-    let stack = Stack::start().await;
+    let stack = Stack::builder().langsmith().start().await;
     traffic(&stack).await;
     let families = families(&exposition(&stack).await);
 
