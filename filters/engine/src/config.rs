@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use self::item::{Item, Mistake, Read as _};
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
-use crate::identity::{KeyDigest, Principal};
+use crate::identity::{Index, KeyDigest, Principal};
 use crate::record::Content;
 use crate::redact::Rules;
 
@@ -39,6 +39,7 @@ pub struct Config {
     pub guard: Option<GuardModel>,
     pub sidecar: Option<Sidecar>,
     pub keys: Vec<Key>,
+    pub key_index: Index,
     pub policies: BTreeMap<String, Policy>,
     /// A word for all of it but the keys: 16 hexadecimal digits.
     pub revision: String,
@@ -294,6 +295,7 @@ impl Config {
         let config = Self::read(&Item::root(&node, &mistake));
         let mut config = mistake.into_result(config)?;
         config.revision = revision::revision(&node);
+        config.key_index = Index::of(&config.keys);
         validate::config(&config)?;
         Ok(config)
     }
