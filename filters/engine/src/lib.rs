@@ -21,7 +21,7 @@ pub mod identity;
 pub mod latency;
 pub mod memory;
 pub mod openai;
-mod privacy;
+pub mod privacy;
 pub mod provider;
 pub mod quota;
 pub mod reason;
