@@ -167,6 +167,10 @@ impl Refusal {
 }
 
 fn read(body: &[u8]) -> Result<Item, Refusal> {
+    // A list would be taken for the fields in their order.
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refusal::invalid(None, "The body is not a feedback: expected a JSON object."));
+    }
     let body: Body = serde_json::from_slice(body)
         .map_err(|error| Refusal::invalid(None, format!("The body is not a feedback: {error}.")))?;
     let trace_id = Uuid::try_parse(&body.trace_id)

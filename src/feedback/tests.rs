@@ -62,7 +62,14 @@ fn what_is_no_feedback_is_refused_with_its_place() {
     for good in [json!({"score": true}), json!({"score": -0.5, "key": "helpful"}), json!({"value": {"a": 1}})] {
         assert!(feedback.accept(&headers("acme"), &body(good)).is_ok());
     }
-    assert_eq!(feedback.accept(&headers("acme"), b"{").unwrap_err().status, StatusCode::BAD_REQUEST);
+    let id = "01a20791-8327-7764-a3ea-000000000001";
+    for odd in ["{", "[]", "1", "", &format!(r#"["{id}",null,1,null,null]"#)] {
+        assert_eq!(
+            feedback.accept(&headers("acme"), odd.as_bytes()).unwrap_err().status,
+            StatusCode::BAD_REQUEST,
+            "{odd}"
+        );
+    }
     let nobody = feedback.accept(&HeaderMap::new(), &body(json!({}))).unwrap_err();
     assert_eq!(nobody.status, StatusCode::UNAUTHORIZED);
 }

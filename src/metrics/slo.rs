@@ -142,7 +142,8 @@ pub fn first_token_us(record: &Record) -> Option<u64> {
 /// Whether another provider than the first was needed. One that was asked beside it (a hedge) and lost was not.
 fn fell_back(record: &Record) -> bool {
     let first = record.attempts.first().map(|attempt| &attempt.provider);
-    record.attempts.iter().any(|attempt| Some(&attempt.provider) != first && attempt.outcome != "lost")
+    record.spilled
+        || record.attempts.iter().any(|attempt| Some(&attempt.provider) != first && attempt.outcome != "lost")
 }
 
 /// Whether the request is one that the service levels are about.
@@ -243,6 +244,8 @@ mod tests {
 
         let fallen = observe(Record { attempts: vec![attempt("vllm"), attempt("openai")], ..answered() });
         assert_eq!(fallen.fell_back, Some(true));
+        let spilled = Record { attempts: vec![attempt("openai")], spilled: true, ..answered() };
+        assert_eq!(observe(spilled).fell_back, Some(true), "the first one was not even asked");
         let lost = Attempt { outcome: "lost".to_owned(), ..attempt("openai") };
         let hedged = observe(Record { attempts: vec![attempt("vllm"), lost], ..answered() });
         assert_eq!(hedged.fell_back, Some(false), "the first one's token came first");

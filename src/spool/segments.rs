@@ -68,7 +68,7 @@ pub(super) fn load_cursors(dir: &Path) -> io::Result<Cursors> {
     let path = dir.join("cursor.json");
     match fs::read(&path) {
         Ok(content) => serde_json::from_slice(&content).map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{} is unreadable: {error}", path.display()))
+            io::Error::new(io::ErrorKind::InvalidData, format!("{} is unreadable: {error}; restore it, or move it away: then what is spooled so far stays here and is not uploaded", path.display()))
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Cursors::default()),
         Err(error) => Err(error),

@@ -93,7 +93,7 @@ pub struct Record {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
 
-    /// The first provider of the model's chain was too busy to be asked.
+    /// The first provider of the model's chain was not asked: too busy, or known to be ill.
     #[serde(skip_serializing_if = "is_false")]
     pub spilled: bool,
     /// What of the texts is in here: `hash` or `none` where the policy does not want all of them written down.

@@ -92,6 +92,15 @@ impl Flow {
         record.cost_nanousd = costs.fold(0, u64::saturating_add);
     }
 
+    /// Envoy passes over a provider that its checks call ill without a word.
+    pub(super) fn note_spill(&mut self, config: &Config) {
+        let model = self.sent.and_then(|sent| config.models.get(sent.model));
+        let first = model.and_then(|model| model.chain.first());
+        let attempts = &self.record.attempts;
+        let is_of_first = |attempt: &Attempt| first.is_none_or(|first| first.provider == attempt.provider);
+        self.record.spilled |= !attempts.is_empty() && !attempts.iter().any(is_of_first);
+    }
+
     /// How long the first provider's first token took: what later limits follow. A failure says nothing of that; one whom
     /// another beat took at least so long.
     pub(super) fn learn_first_token(&self, context: &mut Context<'_>) {

@@ -29,6 +29,7 @@ impl Flow {
             answering.end_us = answering.end_us.or(Some(context.now_us));
         }
         self.note_failed_attempts(end);
+        self.note_spill(context.config);
         self.price_attempts(context.config);
         self.learn_first_token(context);
         if let Some(policy) = context.config.policies.get(&self.record.policy) {

@@ -201,3 +201,16 @@ fn limits_of_streams_follow_what_was_seen() {
     let slow = ask(2 * S, &mut worker);
     assert!((4000..=5000).contains(&slow), "{slow}");
 }
+
+#[test]
+fn a_first_provider_that_was_not_asked_is_one_that_was_passed_over() {
+    let failed = "vllm\tx\t1\t2\t503\tstatus\n";
+    for (provider, failed, spilled) in [("vllm", "", false), ("openai", failed, false), ("openai", "", true)] {
+        let mut worker = Worker::new("{}");
+        let mut host = worker.ask(&question(true));
+        host.response_head(&[(":status", "200"), ("content-type", SSE), ("x-parapet-provider", provider)], false);
+        host.response_body(&stream(&answer(&["one"]), "y"), true);
+        let record = host.end(End { failed_attempts: Some(failed.as_bytes()), details: None });
+        assert_eq!(record.spilled, spilled, "{provider} after {failed}");
+    }
+}
