@@ -53,6 +53,10 @@ async fn a_vllm_that_is_gone_is_not_asked_and_is_found_again() {
     let port = stack.stop_replica(0).await;
     healthy(&stack, 0).await;
     assert_eq!(answered(&stack).await, by("openai", "1"));
+    // Nothing failed, and still it is a fallback.
+    let response = stack.chat(OPEN, &ask("count to 6")).await;
+    let record = stack.record(response.header("x-parapet-trace-id").unwrap()).await;
+    assert_eq!((&record["spilled"], record["attempts"].as_array().map(Vec::len)), (&json!(true), Some(1)), "{record}");
     stack.start_replica(0, port).await;
     healthy(&stack, 1).await;
     assert_eq!(answered(&stack).await, by("vllm", "1"));
