@@ -36,7 +36,8 @@ impl Flow {
         exchange.phase = if head.is_event_stream() {
             let form = match exchange.wire {
                 Wire::OpenAi { include_usage } => {
-                    Form::OpenAi { model: exchange.public_model.clone(), usage: include_usage }
+                    let id = format!("chatcmpl-{}", self.record.id);
+                    Form::OpenAi { id, model: exchange.public_model.clone(), usage: include_usage }
                 }
                 Wire::Chat => Form::Chat,
             };
@@ -49,17 +50,18 @@ impl Flow {
         State::Exchanging(exchange)
     }
 
-    /// What the client gets of the head: what is Parapet's own, and nothing that speaks of the provider's account.
+    /// What the client gets of the head: what is Parapet's own. Of the provider's it gets the date alone: the rest may speak
+    /// of its account, or say what no guard reads.
     fn write_response_head(&self, exchange: &Exchange, head: &Head<'_>, context: &mut Context<'_>) {
         for name in head.names() {
-            let foreign = name.starts_with("x-ratelimit-")
-                || name.starts_with("openai-")
-                || name.starts_with("x-envoy-")
-                || matches!(name, "content-length" | "set-cookie" | "server" | "x-request-id" | "retry-after" | "via")
-                || name == super::ATTEMPT;
-            if foreign {
+            let own = matches!(name, "content-type" | "date" | "transfer-encoding" | "x-parapet-provider");
+            if !own && !name.starts_with(':') {
                 context.effects.push(Effect::RemoveResponseHeader(name.to_owned()));
             }
+        }
+        let content_type = if head.is_event_stream() { "text/event-stream" } else { "application/json" };
+        if head.get("content-type").is_none_or(|known| known != content_type.as_bytes()) {
+            context.effects.push(Effect::SetResponseHeader("content-type", content_type.to_owned()));
         }
         context.effects.push(Effect::SetResponseHeader("x-parapet-attempts", self.attempts.unwrap_or(1).to_string()));
         let headers = respond::answer_headers(&self.record, exchange);
@@ -158,6 +160,15 @@ impl Flow {
         self.record.usage = answer.usage;
         let body = match exchange.wire {
             Wire::Chat => Some(chat::write_answer(answer.choices.first().map_or("", |choice| &choice.content))),
+            Wire::OpenAi { .. } if exchange.output_context.is_some() => {
+                let judged =
+                    openai::judged_only(bytes, &format!("chatcmpl-{}", self.record.id), &exchange.public_model);
+                let Some(judged) = judged else {
+                    self.note_outcome("error_event");
+                    return self.fail(&exchange, &provider_failure(502, None, b""), context);
+                };
+                Some(judged)
+            }
             Wire::OpenAi { .. } if model.as_deref() != Some(&*exchange.public_model) => {
                 openai::with_model_in(bytes, &exchange.public_model)
             }
@@ -245,7 +256,7 @@ impl Flow {
     /// The refusal is the stream's ending.
     pub(super) fn block_stream(&mut self, stream: &mut Stream, context: &Context<'_>) -> Vec<u8> {
         self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
-        let ending = stream.blocked_ending(&format!("chatcmpl-{}", self.record.id), context.now_s());
+        let ending = stream.blocked_ending(context.now_s());
         stream.cut(&ending);
         ending
     }

@@ -20,8 +20,9 @@ const FULL_WINDOW_TOKENS: u32 = 1_500;
 /// How the client wants its events.
 #[derive(Debug, Clone)]
 pub(super) enum Form {
-    /// OpenAI's, with the client's name of the model; `usage`: it asked for the usage chunk.
+    /// OpenAI's, with the client's name of the model; `id` is that of judged answers; `usage`: it asked for the usage chunk.
     OpenAi {
+        id: String,
         model: String,
         usage: bool,
     },
@@ -102,6 +103,7 @@ pub(super) enum Found {
 
 /// How long a client that waits for a verdict goes without a byte.
 const KEEP_ALIVE_US: u64 = 5_000_000;
+const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
 impl Stream {
     pub(super) fn new(form: Form, mode: OutputMode, window_tokens: Vec<u32>) -> Self {
@@ -178,7 +180,7 @@ impl Stream {
             && now_us.saturating_sub(self.quiet_since_us) >= KEEP_ALIVE_US
         {
             self.quiet_since_us = now_us;
-            self.ready.extend_from_slice(b": keep-alive\n\n");
+            self.ready.extend_from_slice(KEEP_ALIVE);
         }
     }
 
@@ -195,14 +197,14 @@ impl Stream {
         let Some(data) = event.data() else {
             // A comment: keeps the connection alive while others wait, and waits for nobody.
             if matches!(self.form, Form::OpenAi { .. }) {
-                self.push(event.raw, Kind::Quiet);
+                self.push(if self.judges() { KEEP_ALIVE.to_vec() } else { event.raw }, Kind::Quiet);
             }
             return Ok(());
         };
         match openai::parse_chunk(data) {
             Chunk::Done => {
                 self.done = true;
-                self.push(event.raw, Kind::Terminal);
+                self.push(if self.judges() { openai::DONE.to_vec() } else { event.raw }, Kind::Terminal);
                 Ok(())
             }
             Chunk::Error { .. } => Err(()),
@@ -217,20 +219,30 @@ impl Stream {
             Chunk::Deltas { deltas, .. } if self.judges() && !deltas.iter().all(Delta::is_within_bounds) => Err(()),
             Chunk::Deltas { deltas, usage, model } => {
                 self.answer.usage = usage.or(self.answer.usage);
-                self.on_deltas(event, deltas, usage.is_some(), model.as_deref(), now_us);
-                Ok(())
+                self.on_deltas(event, deltas, usage.is_some(), model.as_deref(), now_us)
             }
         }
     }
 
-    fn on_deltas(&mut self, event: Event, deltas: Vec<Delta>, usage: bool, model: Option<&str>, now_us: u64) {
+    fn on_deltas(
+        &mut self,
+        event: Event,
+        deltas: Vec<Delta>,
+        usage: bool,
+        model: Option<&str>,
+        now_us: u64,
+    ) -> Result<(), ()> {
         for delta in &deltas {
             self.answer.add(delta);
         }
         let has_text = deltas.iter().any(Delta::has_text);
         let finishes = deltas.iter().any(|delta| delta.finish_reason.is_some());
         let bytes = match &self.form {
-            Form::OpenAi { usage: wanted, .. } if deltas.is_empty() && usage && !wanted => return,
+            Form::OpenAi { usage: wanted, .. } if deltas.is_empty() && usage && !wanted => return Ok(()),
+            Form::OpenAi { model, id, .. } if self.judges() => {
+                let judged = event.data().and_then(|data| openai::judged_only(data, id, model));
+                [b"data: ", &*judged.ok_or(())?, b"\n\n"].concat()
+            }
             Form::OpenAi { model: public, .. } => {
                 let renamed = model.is_some_and(|model| model != public);
                 let rewritten = event.data().filter(|_| renamed).and_then(|data| openai::with_model(data, public));
@@ -249,6 +261,7 @@ impl Stream {
         } else {
             self.push_with(bytes, if finishes || usage { Kind::Terminal } else { Kind::Quiet }, deltas);
         }
+        Ok(())
     }
 
     fn push(&mut self, bytes: Vec<u8>, kind: Kind) {
@@ -378,9 +391,9 @@ impl Stream {
     }
 
     /// The end of a blocked stream in the client's form.
-    pub(super) fn blocked_ending(&self, id: &str, created_s: u64) -> Vec<u8> {
+    pub(super) fn blocked_ending(&self, created_s: u64) -> Vec<u8> {
         match &self.form {
-            Form::OpenAi { model, .. } => {
+            Form::OpenAi { id, model, .. } => {
                 let open =
                     |(_, choice): &(usize, &crate::record::Answered)| self.holds() || choice.finish_reason.is_none();
                 let mut choices: Vec<usize> =

@@ -48,25 +48,29 @@ pub(super) struct WireToolCall<'a> {
     id: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     function: Option<WireFunction<'a>>,
+    #[serde(borrow, default)]
+    custom: Option<WireFunction<'a>>,
 }
 
 #[derive(Deserialize)]
 pub(super) struct WireFunction<'a> {
     #[serde(borrow, default)]
     pub(super) name: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, alias = "input")]
     pub(super) arguments: Option<Cow<'a, str>>,
 }
 
 impl From<WireToolCall<'_>> for ToolCallDelta {
     fn from(wire: WireToolCall<'_>) -> Self {
-        let (name, arguments) = wire.function.map_or((None, None), |function| (function.name, function.arguments));
-        Self {
-            index: wire.index,
-            id: wire.id.unwrap_or_default().into_owned(),
-            name: name.unwrap_or_default().into_owned(),
-            arguments: arguments.unwrap_or_default().into_owned(),
-        }
+        let id = wire.id.unwrap_or_default().into_owned();
+        let mut call = Self { index: wire.index, id, ..Self::default() };
+        let mut add = |function: WireFunction<'_>| {
+            call.name.push_str(&function.name.unwrap_or_default());
+            call.arguments.push_str(&function.arguments.unwrap_or_default());
+        };
+        wire.function.map(&mut add);
+        wire.custom.map(&mut add);
+        call
     }
 }
 
