@@ -109,9 +109,12 @@ impl Shared {
                         host::resume_request();
                     }
                 }
-                Due::GiveUp(context, status) => {
+                Due::GiveUp(context, status, attempts) => {
                     if host::act_as(context) {
-                        host::send_reply(status, &[("content-type", "application/json".to_owned())], NO_ANSWER);
+                        let json = ("content-type", "application/json".to_owned());
+                        // The router adds its count to its own answers only.
+                        let count = ("x-envoy-attempt-count", attempts.to_string());
+                        host::send_reply(status, &[json, count], NO_ANSWER);
                     }
                 }
             }

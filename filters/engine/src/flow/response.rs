@@ -25,7 +25,8 @@ impl Flow {
         if ends || status != 200 {
             let retry_after_s =
                 head.get("retry-after").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok());
-            if ends {
+            // Only of these the body says more than the status; any other is not waited for.
+            if ends || !matches!(status, 400 | 422 | 429) {
                 return self.fail(&exchange, &provider_failure(status, retry_after_s, b""), context);
             }
             exchange.phase = Phase::Collecting(Collecting::Failure { status, retry_after_s });

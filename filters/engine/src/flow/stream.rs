@@ -85,6 +85,7 @@ pub(super) struct Stream {
     /// It is cut, and the guard is being asked why.
     explains: bool,
     pub(super) first_text_us: Option<u64>,
+    last_text_us: Option<u64>,
     /// When something was last made ready; 0 before the first bytes.
     quiet_since_us: u64,
 }
@@ -100,6 +101,10 @@ pub(super) enum Found {
     /// More text than may wait.
     Overflow,
 }
+
+/// A provider that takes so long from one token to the next is slower than people read: its tokens are judged as they
+/// come, instead of a window at a time.
+const STALL_US: u64 = 250_000;
 
 /// How long a client that waits for a verdict goes without a byte.
 const KEEP_ALIVE_US: u64 = 5_000_000;
@@ -131,6 +136,7 @@ impl Stream {
             cut: false,
             explains: false,
             first_text_us: None,
+            last_text_us: None,
             quiet_since_us: 0,
         }
     }
@@ -150,6 +156,8 @@ impl Stream {
         if self.cut {
             return Found::Nothing;
         }
+        let stalls = self.mode == OutputMode::Hold
+            && self.last_text_us.is_some_and(|last_us| now_us.saturating_sub(last_us) >= STALL_US);
         let mut decoder = core::mem::take(&mut self.decoder);
         let mut failed = false;
         let fed = decoder.feed(bytes, |event| failed = failed || self.on_event(event, now_us).is_err());
@@ -157,6 +165,9 @@ impl Stream {
             failed = failed || self.on_event(event, now_us).is_err();
         }
         self.decoder = decoder;
+        if stalls {
+            self.windows.stalled();
+        }
         self.release();
         // Cut off in the middle: never a silent, clean end.
         let broken_off = ends && !self.done && !self.answer.is_finished();
@@ -258,6 +269,7 @@ impl Stream {
             self.push_with(bytes, Kind::Text, deltas);
             self.texts = self.texts.saturating_add(1);
             self.first_text_us = self.first_text_us.or(Some(now_us));
+            self.last_text_us = Some(now_us);
         } else {
             self.push_with(bytes, if finishes || usage { Kind::Terminal } else { Kind::Quiet }, deltas);
         }
@@ -440,7 +452,8 @@ impl Stream {
             return self.ended && self.explains;
         }
         if self.ended {
-            return !self.held.is_empty();
+            // Text that has left already is judged to its end, too.
+            return !self.held.is_empty() || self.windows.is_in_flight();
         }
         // What passed leaves although the next call is under way: slow verdicts must not hold back everything.
         self.ready.is_empty() && (!self.released || (self.holds() && self.windows.is_in_flight()))

@@ -46,10 +46,8 @@ pub(super) struct WireToolCall<'a> {
     index: usize,
     #[serde(borrow, default)]
     id: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, alias = "custom")]
     function: Option<WireFunction<'a>>,
-    #[serde(borrow, default)]
-    custom: Option<WireFunction<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -62,15 +60,13 @@ pub(super) struct WireFunction<'a> {
 
 impl From<WireToolCall<'_>> for ToolCallDelta {
     fn from(wire: WireToolCall<'_>) -> Self {
-        let id = wire.id.unwrap_or_default().into_owned();
-        let mut call = Self { index: wire.index, id, ..Self::default() };
-        let mut add = |function: WireFunction<'_>| {
-            call.name.push_str(&function.name.unwrap_or_default());
-            call.arguments.push_str(&function.arguments.unwrap_or_default());
-        };
-        wire.function.map(&mut add);
-        wire.custom.map(&mut add);
-        call
+        let (name, arguments) = wire.function.map_or((None, None), |function| (function.name, function.arguments));
+        Self {
+            index: wire.index,
+            id: wire.id.unwrap_or_default().into_owned(),
+            name: name.unwrap_or_default().into_owned(),
+            arguments: arguments.unwrap_or_default().into_owned(),
+        }
     }
 }
 

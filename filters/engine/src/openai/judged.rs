@@ -113,9 +113,7 @@ impl Writer<'_> {
         for (key, value) in &members {
             let Some(holds) = holds(place, key) else { continue };
             let start = self.out.len();
-            self.separate(b'{');
-            self.add(&json_string(key));
-            self.add(b":");
+            self.key(key);
             if !self.value(holds, value, &members)? {
                 self.out.truncate(start);
             }
@@ -155,13 +153,22 @@ impl Writer<'_> {
         Some(true)
     }
 
+    // Not inlined, for the module's size.
+    #[inline(never)]
     fn add(&mut self, bytes: &[u8]) {
         self.out.extend_from_slice(bytes);
     }
 
+    #[inline(never)]
+    fn key(&mut self, key: &str) {
+        self.separate(b'{');
+        self.add(&json_string(key));
+        self.add(b":");
+    }
+
     fn separate(&mut self, opening: u8) {
         if self.out.last() != Some(&opening) {
-            self.out.push(b',');
+            self.add(b",");
         }
     }
 
@@ -174,9 +181,8 @@ impl Writer<'_> {
             let Some(Ok(whole)) = find(&delta, &channel).map(text) else { continue };
             let Ok(tokens) = items(tokens) else { continue };
             let mut rest = &*whole;
-            self.separate(b'{');
-            self.add(&json_string(&channel));
-            self.add(b":[");
+            self.key(&channel);
+            self.add(b"[");
             for token in tokens {
                 let members = members(token.get().as_bytes()).ok()?;
                 let said = find(&members, "token")?;
@@ -197,6 +203,7 @@ impl Writer<'_> {
     }
 }
 
+#[inline(never)]
 fn find<'a>(members: &[Member<'a>], key: &str) -> Option<&'a RawValue> {
     members.iter().find(|(known, _)| known == key).map(|(_, value)| *value)
 }

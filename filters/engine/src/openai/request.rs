@@ -93,17 +93,15 @@ struct Message<'a> {
 
 #[derive(Deserialize)]
 struct Call<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, alias = "custom")]
     function: Option<Function<'a>>,
-    #[serde(borrow, default)]
-    custom: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 struct Function<'a> {
     #[serde(borrow, default)]
     name: Cow<'a, str>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, alias = "input")]
     arguments: Cow<'a, str>,
 }
 
@@ -263,7 +261,6 @@ fn turn<'a>(index: usize, value: &'a RawValue, unseen: &mut Option<(String, Stri
     let calls = message.tool_calls.into_iter().flatten();
     for call in calls {
         turn.texts.extend(call.function.map(function_text));
-        turn.texts.extend(call.custom.map(|custom| Cow::Borrowed(custom.get())));
     }
     turn.texts.extend(message.function_call.map(function_text));
     turn.is_plain &= turn.texts.len() == 1;
@@ -369,6 +366,7 @@ mod tests {
             {"role":"developer","content":"be \"kind\""},
             {"role":"user","name":"ann","content":[{"type":"text","text":"look"},{"type":"image_url","image_url":{"url":"data:"}}]},
             {"role":"assistant","content":null,"reasoning_content":"hm","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]},
+            {"role":"assistant","tool_calls":[{"id":"2","type":"custom","custom":{"name":"g","input":"\u0078"}}]},
             {"role":"tool","tool_call_id":"1","content":"42"}],
             "temperature":0.5,"max_tokens":7,"stream":true,"stream_options":{"include_usage":true},"seed":1}"#;
         let conversation = read(body.as_bytes()).unwrap();
@@ -380,6 +378,7 @@ mod tests {
                 (Role::System, "be \"kind\"".to_owned()),
                 (Role::User, "ann\nlook".to_owned()),
                 (Role::Assistant, "hm\nf({})".to_owned()),
+                (Role::Assistant, "g(x)".to_owned()),
                 (Role::Tool, "42".to_owned()),
             ]
         );

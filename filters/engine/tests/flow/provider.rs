@@ -68,6 +68,18 @@ fn a_providers_limit_is_told_with_its_wait_and_its_lack_of_quota_as_lasting() {
 }
 
 #[test]
+fn an_error_whose_body_says_nothing_more_is_not_waited_for() {
+    for (status, waits) in [("500", false), ("503", false), ("404", false), ("400", true), ("422", true), ("429", true)]
+    {
+        let mut worker = Worker::new(LIMITED);
+        let mut host = worker.ask(&question(true));
+        host.response_head(&[(":status", status), ("content-type", JSON)], false);
+        assert_eq!(host.reply.is_none(), waits, "{status}");
+        host.end(End::default());
+    }
+}
+
+#[test]
 fn the_providers_account_headers_do_not_reach_the_client() {
     let mut worker = Worker::new(LIMITED);
     let mut host = worker.ask(&question(false));
@@ -170,7 +182,7 @@ fn a_client_that_leaves_is_recorded_in_every_state() {
         match state {
             0 => {}
             1 => host.response_head(&[(":status", "200"), ("content-type", JSON)], false),
-            2 => host.response_head(&[(":status", "503")], false),
+            2 => host.response_head(&[(":status", "400")], false),
             3 => {
                 host.answers_with(JSON);
                 host.response_body(whole("x", "hi").as_bytes(), true);
