@@ -285,6 +285,18 @@ async fn guards_and_quota_do_not_get_in_the_way_of_failover() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_request_id_goes_on_to_every_provider() {
+    let stack = Stack::start().await;
+    fault(stack.vllm(), Faults { status: Some(500), ..Faults::default() });
+    let request = stack.post(CHAT).key(OPEN).json(&ask("Hello")).header("x-request-id", "client-7");
+    let response = request.send().await;
+    for seen in [&stack.vllm_requests()[0], &stack.openai().requests()[0]] {
+        assert_eq!(seen.header("x-request-id"), Some("client-7"));
+    }
+    assert_eq!(stack.record(&response.trace()).await["request_id"], "client-7");
+}
+
 /// A stream where JSON was asked for, and the other way round: a client finds nothing in it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_of_the_other_kind_is_none() {
