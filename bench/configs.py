@@ -67,7 +67,7 @@ def bare(config):
     manager["http_filters"] = [entry for entry in manager["http_filters"] if not entry["name"].startswith("parapet.")]
     manager.pop("access_log")
     for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
-        if route.get("route", {}).pop("cluster_header", None):
+        if route.get("route", {}).pop("inline_cluster_specifier_plugin", None):
             route["route"]["cluster"] = "vllm_then_openai"
     for options in _upstream_options(config):
         options.pop("http_filters", None)

@@ -146,7 +146,8 @@ class Bench:
 
 def warm(bench):
     for which, key in (("bare", configs.OPEN), ("gateway", configs.OPEN), ("gateway", configs.WHOLE)):
-        bench.slice(bench.envoys[which], key, connections=16, seconds=1.0)
+        if bench.slice(bench.envoys[which], key, connections=16, seconds=1.0)["bad"]:
+            raise SystemExit(f"bench: error: {which} does not serve, so nothing can be compared: {bench.broken[-1]}")
     verdicts = bench.slice(bench.envoys["gateway"], configs.WHOLE, connections=16, seconds=0.3)["verdicts"]
     if verdicts:
         bench.broken.append(f"the guard was asked {verdicts} times: its verdict is not remembered")

@@ -30,8 +30,8 @@ fn number(text: &str) -> io::Result<u64> {
     text.parse().map_err(io::Error::other)
 }
 
-fn head(pairs: &[(&str, &str)]) -> Vec<(String, Vec<u8>)> {
-    pairs.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect()
+fn head<'a>(pairs: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a [u8])> {
+    pairs.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
 }
 
 /// One request through all its steps; bytes of its record.

@@ -4,6 +4,8 @@
 //!
 //! All times are microseconds since the Unix epoch. Absent values are left out of the JSON.
 
+mod line;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 

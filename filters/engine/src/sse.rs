@@ -63,9 +63,11 @@ impl Decoder {
         let mut start = 0;
         let mut search = self.searched;
         while let Some(end) = end_of_event(&self.pending, search) {
-            each(self.event(start, end));
-            start = end;
-            search = end;
+            // What was searched before may hold further lines.
+            let line_end = (search == start).then_some(end.line_end).flatten();
+            each(self.event(start..end.end, line_end));
+            start = end.end;
+            search = end.end;
         }
         self.pending.drain(..start);
         // The last three bytes may be the beginning of a line end that the next bytes complete.
@@ -77,30 +79,48 @@ impl Decoder {
     pub fn finish(&mut self) -> Option<Event> {
         let rest = self.pending.len();
         self.searched = 0;
-        let event = (rest > 0).then(|| self.event(0, rest));
+        let event = (rest > 0).then(|| self.event(0..rest, None));
         self.pending.clear();
         event
     }
 
-    fn event(&mut self, start: usize, end: usize) -> Event {
-        let raw = self.pending.get(start..end).unwrap_or_default().to_vec();
+    /// `line_end`: where in `pending` the event's only line ends.
+    fn event(&mut self, range: Range<usize>, line_end: Option<usize>) -> Event {
+        let line_end = line_end.and_then(|at| at.checked_sub(range.start));
+        let raw = self.pending.get(range).unwrap_or_default().to_vec();
         let skip = if !self.started && raw.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
-        let data = data(&raw, skip);
+        let data = match line_end.and_then(|end| raw.get(skip..end).map(|line| (line, end))) {
+            Some((line, end)) => {
+                value_offset(line).map_or(Data::None, |offset| Data::Within(skip.saturating_add(offset)..end))
+            }
+            None => data(&raw, skip),
+        };
         self.started = true;
         Event { raw, data }
     }
 }
 
-/// The index after the blank line that ends the event, searching from `from`.
+/// Where an event ends.
+struct End {
+    /// The index after the blank line.
+    end: usize,
+    /// The index of the line end before it, if that was the first one found.
+    line_end: Option<usize>,
+}
+
+/// The end of the event, searching from `from`.
 ///
 /// A CR at the very end may be half of a CRLF: it ends nothing until the next byte is there.
-fn end_of_event(bytes: &[u8], from: usize) -> Option<usize> {
+fn end_of_event(bytes: &[u8], from: usize) -> Option<End> {
     let mut i = from;
     while let Some(offset) = memchr2(b'\n', b'\r', bytes.get(i..)?) {
-        let first = after_line_end(bytes, i.saturating_add(offset))?;
-        match bytes.get(first)? {
-            b'\n' | b'\r' => return after_line_end(bytes, first),
-            _ => i = first,
+        let at = i.saturating_add(offset);
+        let after = after_line_end(bytes, at)?;
+        match bytes.get(after)? {
+            b'\n' | b'\r' => {
+                return Some(End { end: after_line_end(bytes, after)?, line_end: (i == from).then_some(at) });
+            }
+            _ => i = after,
         }
     }
     None

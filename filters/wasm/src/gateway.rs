@@ -7,14 +7,14 @@ use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
 use crate::clock::Act;
-use crate::host::{self, Buffer, Map};
+use crate::host::{self, Buffer, Headers, Map};
 use crate::shared::Shared;
 
 pub(crate) struct GatewayStream {
     shared: Rc<Shared>,
     flow: Flow,
-    /// What the router needs of the client's head, until it is replaced.
-    routing_head: Vec<(String, Vec<u8>)>,
+    /// The client's head, until it is replaced.
+    client_head: Rc<Headers>,
     /// Callouts in flight: the host's token, the engine's name.
     calls: Vec<(u32, Call)>,
     id: u32,
@@ -52,7 +52,7 @@ impl GatewayStream {
             shared,
             id,
             flow: Flow::default(),
-            routing_head: Vec::new(),
+            client_head: Rc::default(),
             calls: Vec::new(),
             request_paused: false,
             response_paused: false,
@@ -121,8 +121,9 @@ impl GatewayStream {
     /// The map is written whole: what is not in it does not go on. Of the client's head the pseudo-headers stay, and
     /// `x-forwarded-proto`, without which the router finds no route (measured on 1.40).
     fn replace_request_head(&mut self, headers: &[(&'static str, String)]) {
-        let routing = core::mem::take(&mut self.routing_head);
-        let kept = routing.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+        let client_head = core::mem::take(&mut self.client_head);
+        let kept =
+            client_head.pairs().into_iter().filter(|(name, _)| name.starts_with(':') || *name == "x-forwarded-proto");
         let set = headers.iter().map(|(name, value)| (*name, value.as_bytes()));
         host::set_headers(Map::Request, &kept.chain(set).collect::<Vec<_>>());
     }
@@ -165,7 +166,7 @@ impl GatewayStream {
         let waits = self.response_paused;
         let mut changed = !out.is_empty() || (streams && waits && !bytes.is_empty());
         if !waits && let Some(body) = self.flow.take_body() {
-            changed |= body != bytes;
+            changed |= !is_same(&body, bytes);
             out.extend_from_slice(&body);
         } else if !waits {
             out.extend_from_slice(bytes);
@@ -253,6 +254,13 @@ impl GatewayStream {
     }
 }
 
+/// Eight bytes at a time: the module's `memcmp` goes by single bytes, and took more than writing the buffer would.
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    let ((words, rest), (other_words, other_rest)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
+    let word = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes);
+    one.len() == other.len() && words.iter().map(word).eq(other_words.iter().map(word)) && rest.iter().eq(other_rest)
+}
+
 impl Context for GatewayStream {
     fn on_http_call_response(&mut self, token: u32, headers: usize, body_size: usize, _trailers: usize) {
         let Some(position) = self.calls.iter().position(|(known, _)| *known == token) else { return };
@@ -274,11 +282,10 @@ impl Context for GatewayStream {
 
 impl HttpContext for GatewayStream {
     fn on_http_request_headers(&mut self, _count: usize, end_of_stream: bool) -> Action {
-        let head = host::headers(Map::Request);
-        let routes = |name: &str| name.starts_with(':') || name == "x-forwarded-proto";
-        self.routing_head = head.iter().filter(|(name, _)| routes(name)).cloned().collect();
+        let head = Rc::new(Headers::of(Map::Request));
+        self.client_head = Rc::clone(&head);
         let entropy = self.shared.entropy();
-        self.step(Event::RequestHead { head: Head(&head), ends: end_of_stream, entropy });
+        self.step(Event::RequestHead { head: Head(&head.pairs()), ends: end_of_stream, entropy });
         self.request_action()
     }
 
@@ -310,8 +317,8 @@ impl HttpContext for GatewayStream {
         if self.replied {
             return Action::Continue;
         }
-        let head = host::headers(Map::Response);
-        self.step(Event::ResponseHead { head: Head(&head), ends: end_of_stream });
+        let head = Headers::of(Map::Response);
+        self.step(Event::ResponseHead { head: Head(&head.pairs()), ends: end_of_stream });
         self.response_action()
     }
 

@@ -91,15 +91,25 @@ fn returned(call: impl FnOnce(*mut *mut u8, *mut usize) -> u32) -> Option<Vec<u8
     Some(unsafe { Vec::from_raw_parts(data, size, size) })
 }
 
-/// A whole header map: names in lower case, values as they came.
-pub(crate) fn headers(map: Map) -> Vec<(String, Vec<u8>)> {
-    // SAFETY: the pointers are valid for the call.
-    let bytes = returned(|data, size| unsafe { proxy_get_header_map_pairs(map as u32, data, size) });
-    bytes.and_then(|bytes| read_pairs(&bytes)).unwrap_or_default()
+/// A whole header map as the host wrote it.
+#[derive(Debug, Default)]
+pub(crate) struct Headers(Vec<u8>);
+
+impl Headers {
+    pub(crate) fn of(map: Map) -> Self {
+        // SAFETY: the pointers are valid for the call.
+        let bytes = returned(|data, size| unsafe { proxy_get_header_map_pairs(map as u32, data, size) });
+        Self(bytes.unwrap_or_default())
+    }
+
+    /// Names in lower case, values as they came.
+    pub(crate) fn pairs(&self) -> Vec<(&str, &[u8])> {
+        read_pairs(&self.0).unwrap_or_default()
+    }
 }
 
 /// The ABI's form: a count, then all sizes, then each name and value with a zero byte behind it.
-fn read_pairs(bytes: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
+fn read_pairs(bytes: &[u8]) -> Option<Vec<(&str, &[u8])>> {
     let number = |at: usize| {
         let bytes = bytes.get(at..)?.first_chunk::<4>()?;
         usize::try_from(u32::from_le_bytes(*bytes)).ok()
@@ -117,8 +127,9 @@ fn read_pairs(bytes: &[u8]) -> Option<Vec<(String, Vec<u8>)>> {
             at = at.checked_add(size)?.checked_add(1)?;
             Some(taken)
         };
-        let name = String::from_utf8_lossy(take(number(sizes)?)?).into_owned();
-        pairs.push((name, take(number(sizes.checked_add(4)?)?)?.to_vec()));
+        // No valid name is anything but ASCII.
+        let name = core::str::from_utf8(take(number(sizes)?)?).unwrap_or_default();
+        pairs.push((name, take(number(sizes.checked_add(4)?)?)?));
     }
     Some(pairs)
 }

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use parapet_engine::affinity;
-use parapet_engine::flow::ATTEMPT;
+use parapet_engine::config::Affinity;
+use parapet_engine::flow::{ATTEMPT, Head};
 use parapet_engine::hedge::Start;
 use parapet_engine::provider::{self, Ask, FirstToken, Gate, Target};
 use parapet_engine::record::Attempt;
@@ -11,7 +12,7 @@ use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
 
 use crate::gateway::{ASK, FAILED_ATTEMPTS};
-use crate::host::{self, Buffer, Map};
+use crate::host::{self, Buffer, Headers, Map};
 use crate::shared::Shared;
 
 const HOST_PROVIDER: [&str; 5] = ["xds", "upstream_host_metadata", "filter_metadata", "parapet", "provider"];
@@ -70,11 +71,11 @@ impl ProviderStream {
             (":path", Some(target.path())),
             (":authority", Some(target.provider.authority.clone())),
             ("authorization", authorization.map(str::to_owned)),
-            // The router's own notes, written after the gateway filter's turn, and what it chose the replica by.
-            (affinity::HEADER, None),
-            ("x-envoy-attempt-count", None),
-            ("x-envoy-expected-rq-timeout-ms", None),
         ];
+        // What chose the replica is nobody's business there.
+        if self.shared.config.models.get(ask.model).is_some_and(|model| model.affinity != Affinity::None) {
+            head.push((affinity::HEADER, None));
+        }
         if target.body_fits {
             head.push(("content-length", Some(ask.body_bytes.to_string())));
         }
@@ -266,10 +267,11 @@ impl HttpContext for ProviderStream {
             return Action::Continue;
         }
         self.head_came = true;
-        let status = host::status(Map::Response);
-        let content_type = host::header(Map::Response, "content-type").unwrap_or_default();
-        let is_event_stream =
-            content_type.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"));
+        // Two headers read one by one would cost twice as much as all of them at once.
+        let headers = Headers::of(Map::Response);
+        let pairs = headers.pairs();
+        let head = Head(&pairs);
+        let (status, is_event_stream) = (head.status(), head.is_event_stream());
         if let Some(attempt) = &self.attempt {
             host::set_header(Map::Response, "x-parapet-provider", &attempt.provider);
         }

@@ -14,7 +14,7 @@ impl Flow {
     /// The head tells how many attempts there were and whose answer it is.
     pub(super) fn note_attempt(&mut self, exchange: &Exchange, head: &Head<'_>, context: &Context<'_>) {
         let raced = head.get(ATTEMPT).and_then(read_raced);
-        let begun: Option<u32> = head.get("x-envoy-attempt-count").and_then(number);
+        let begun: Option<u32> = head.number("x-envoy-attempt-count");
         let held = raced.map_or(0, |(held, _)| held);
         self.attempts = begun.map(|begun| begun.saturating_sub(held).max(1));
         let Some(provider) = head.tag("x-parapet-provider") else { return };

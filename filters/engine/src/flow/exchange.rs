@@ -45,6 +45,8 @@ pub struct Exchange {
     pub(super) prompt_tokens: u64,
     pub(super) quota: Option<Decision>,
     pub(super) sent_us: Option<u64>,
+    /// The length that the head of a whole answer tells.
+    pub(super) told_bytes: Option<usize>,
     pub(super) phase: Phase,
 }
 

@@ -34,7 +34,7 @@ impl Flow {
         if let Some(policy) = context.config.policies.get(&self.record.policy) {
             privacy::apply(&policy.trace, &mut self.record);
         }
-        context.effects.push(Effect::Record(serde_json::to_vec(&self.record).unwrap_or_default()));
+        context.effects.push(Effect::Record(self.record.to_line()));
     }
 
     /// The provider's connection broke. Where nothing had left yet, Envoy has told the client 502.
@@ -69,8 +69,8 @@ impl Flow {
             }
             Phase::Releasing { .. } => {
                 self.record.status = 200;
-                let answer = Answer { choices: self.record.answers.clone(), usage: self.record.usage, progress: 0 };
-                if self.record.reason.is_none() {
+                if self.record.reason.is_none() && exchange.key.is_some() {
+                    let answer = Answer { choices: self.record.answers.clone(), usage: self.record.usage, progress: 0 };
                     self.remember(exchange, &answer, context);
                 }
             }

@@ -2,7 +2,7 @@
 
 /// Names are lower case, as Envoy gives them; values are bytes, since clients send what they like.
 #[derive(Debug, Clone, Copy)]
-pub struct Head<'a>(pub &'a [(String, Vec<u8>)]);
+pub struct Head<'a>(pub &'a [(&'a str, &'a [u8])]);
 
 /// Longer values are cut: tags end up in records, and a record is a line of a log.
 const MAX_TAG_BYTES: usize = 256;
@@ -10,7 +10,7 @@ const MAX_TAG_BYTES: usize = 256;
 impl<'a> Head<'a> {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&'a [u8]> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_slice())
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
     }
 
     /// A header as a tag: printable, at most 256 bytes.
@@ -22,8 +22,12 @@ impl<'a> Head<'a> {
     /// A header's text: printable, at most `max` bytes.
     #[must_use]
     pub fn text(&self, name: &str, max: usize) -> Option<String> {
-        let text = String::from_utf8_lossy(self.get(name)?);
-        let mut tag: String = text.chars().filter(|character| !character.is_control()).collect();
+        let value = self.get(name)?;
+        let is_plain = value.iter().all(|byte| (b' '..=b'~').contains(byte));
+        let mut tag = match core::str::from_utf8(value).ok().filter(|_| is_plain) {
+            Some(text) => text.to_owned(),
+            None => String::from_utf8_lossy(value).chars().filter(|character| !character.is_control()).collect(),
+        };
         let mut end = max.min(tag.len());
         while !tag.is_char_boundary(end) {
             end = end.saturating_sub(1);
@@ -32,10 +36,16 @@ impl<'a> Head<'a> {
         (!tag.is_empty()).then_some(tag)
     }
 
+    /// A header that is a number, and nothing else.
+    #[must_use]
+    pub fn number<T: core::str::FromStr>(&self, name: &str) -> Option<T> {
+        core::str::from_utf8(self.get(name)?).ok()?.parse().ok()
+    }
+
     /// `:status`, or 0.
     #[must_use]
     pub fn status(&self) -> u16 {
-        self.get(":status").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(0)
+        self.number(":status").unwrap_or(0)
     }
 
     /// `:path` without its query.
@@ -56,7 +66,7 @@ impl<'a> Head<'a> {
     }
 
     pub fn names(&self) -> impl Iterator<Item = &'a str> {
-        self.0.iter().map(|(name, _)| name.as_str())
+        self.0.iter().map(|(name, _)| *name)
     }
 }
 
@@ -71,7 +81,8 @@ mod tests {
 
     #[test]
     fn tags_are_printable_and_bounded_whatever_the_client_sent() {
-        let head = [("x-a".to_owned(), b"a\xff\x00b".to_vec()), ("x-b".to_owned(), "é".repeat(400).into_bytes())];
+        let long = "é".repeat(400);
+        let head: [(&str, &[u8]); 2] = [("x-a", b"a\xff\x00b"), ("x-b", long.as_bytes())];
         let head = Head(&head);
         assert_eq!(head.tag("x-a").as_deref(), Some("a\u{fffd}b"));
         assert_eq!(head.tag("x-b").unwrap().len(), 256);
@@ -80,10 +91,10 @@ mod tests {
 
     #[test]
     fn media_types_are_read_with_their_parameters() {
-        let head = [
-            ("content-type".to_owned(), b"Text/Event-Stream; charset=utf-8".to_vec()),
-            ("accept".to_owned(), b"application/json, text/event-stream;q=0.9".to_vec()),
-            (":path".to_owned(), b"/chat?x=1".to_vec()),
+        let head: [(&str, &[u8]); 3] = [
+            ("content-type", b"Text/Event-Stream; charset=utf-8"),
+            ("accept", b"application/json, text/event-stream;q=0.9"),
+            (":path", b"/chat?x=1"),
         ];
         let head = Head(&head);
         assert!(head.is_event_stream() && head.accepts_event_stream());

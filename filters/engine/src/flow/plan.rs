@@ -133,6 +133,7 @@ impl Flow {
             quota: None,
             phase: Phase::Asking,
             sent_us: None,
+            told_bytes: None,
             principal: caller.principal,
         };
         let plan = entry.map_or(Plan::Proceed { question, judge_first }, |entry| Plan::Replay(Box::new(entry)));

@@ -91,8 +91,7 @@ impl Flow {
                     directives: Directives::parse(head.get("cache-control").unwrap_or_default()),
                     request_id: head.tag("x-request-id"),
                 };
-                let length =
-                    head.get("content-length").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok());
+                let length = head.number("content-length");
                 if length.is_some_and(|length: u64| length > context.config.max_request_bytes as u64) {
                     self.refuse(too_large(context.config), context)
                 } else if ends {

@@ -23,8 +23,7 @@ impl Flow {
         let status = head.status();
         self.note_attempt(&exchange, head, context);
         if ends || status != 200 {
-            let retry_after_s =
-                head.get("retry-after").and_then(|value| core::str::from_utf8(value).ok()?.parse().ok());
+            let retry_after_s = head.number("retry-after");
             // Only of these the body says more than the status; any other is not waited for.
             if ends || !matches!(status, 400 | 422 | 429) {
                 return self.fail(&exchange, &provider_failure(status, retry_after_s, b""), context);
@@ -46,6 +45,7 @@ impl Flow {
             let windows = policy.map(|policy| policy.window_tokens.clone()).unwrap_or_default();
             Phase::Streaming(Box::new(Stream::new(form, mode, windows)))
         } else {
+            exchange.told_bytes = head.number("content-length");
             Phase::Collecting(Collecting::Answer)
         };
         State::Exchanging(exchange)
@@ -54,13 +54,16 @@ impl Flow {
     /// What the client gets of the head: what is Parapet's own. Of the provider's it gets the date alone: the rest may speak
     /// of its account, or say what no guard reads.
     fn write_response_head(&self, exchange: &Exchange, head: &Head<'_>, context: &mut Context<'_>) {
+        let is_event_stream = head.is_event_stream();
         for name in head.names() {
-            let own = matches!(name, "content-type" | "date" | "transfer-encoding" | "x-parapet-provider");
+            // A whole answer's length is written when the answer is known.
+            let own = matches!(name, "content-type" | "date" | "transfer-encoding" | "x-parapet-provider")
+                || (name == "content-length" && !is_event_stream);
             if !own && !name.starts_with(':') {
                 context.effects.push(Effect::RemoveResponseHeader(name.to_owned()));
             }
         }
-        let content_type = if head.is_event_stream() { "text/event-stream" } else { "application/json" };
+        let content_type = if is_event_stream { "text/event-stream" } else { "application/json" };
         if head.get("content-type").is_none_or(|known| known != content_type.as_bytes()) {
             context.effects.push(Effect::SetResponseHeader("content-type", content_type.to_owned()));
         }
@@ -201,7 +204,9 @@ impl Flow {
     /// The answer may leave as it is (or as the client's wire form wants it).
     fn release_whole(&mut self, exchange: &mut Exchange, whole: Whole, context: &mut Context<'_>) {
         let bytes = whole.body.as_ref().map_or(whole.came_bytes, Vec::len);
-        context.effects.push(Effect::SetResponseHeader("content-length", bytes.to_string()));
+        if exchange.told_bytes != Some(bytes) {
+            context.effects.push(Effect::SetResponseHeader("content-length", bytes.to_string()));
+        }
         self.record.first_token_us = Some(context.now_us);
         self.record.answers = whole.answer.choices;
         exchange.phase = Phase::Releasing { body: whole.body };

@@ -152,7 +152,7 @@ impl Host<'_> {
     }
 
     pub(crate) fn request_as(&mut self, head: &[(&str, &str)], body: &[u8]) {
-        let head = owned(head);
+        let head = bytes(head);
         self.step(Event::RequestHead { head: Head(&head), ends: body.is_empty(), entropy: [7; 10] });
         if self.flow.wants_body() {
             self.step(Event::RequestBody(body));
@@ -207,7 +207,7 @@ impl Host<'_> {
             return;
         }
         self.response.headers = head.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        self.step(Event::ResponseHead { head: Head(&owned(head)), ends });
+        self.step(Event::ResponseHead { head: Head(&bytes(head)), ends });
         self.response.ended = ends;
         self.response.paused = true;
         if self.reply.is_none() && !self.flow.response_waits() {
@@ -282,8 +282,8 @@ impl Host<'_> {
     }
 }
 
-fn owned(head: &[(&str, &str)]) -> Vec<(String, Vec<u8>)> {
-    head.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect()
+fn bytes<'a>(head: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a [u8])> {
+    head.iter().map(|(name, value)| (*name, value.as_bytes())).collect()
 }
 
 pub(crate) fn completion(text: &str) -> Vec<u8> {

@@ -60,7 +60,7 @@ fn a_body_beyond_the_limit_is_refused_before_it_is_whole() {
     let mut worker = Worker::new(NO_POLICY);
     let mut host = worker.open();
     let head = [(":method", "POST"), (":path", "/chat"), ("x-api-key", "sk-demo-alice")];
-    let head: Vec<_> = head.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
+    let head = head.map(|(name, value)| (name, value.as_bytes()));
     host.step(parapet_engine::flow::Event::RequestHead {
         head: parapet_engine::flow::Head(&head),
         ends: false,
@@ -123,7 +123,7 @@ fn a_client_that_leaves_while_its_body_comes_is_recorded_so() {
     let mut worker = Worker::new(NO_POLICY);
     let mut host = worker.open();
     let head = [(":method", "POST"), (":path", "/chat"), ("x-api-key", "sk-demo-alice")];
-    let head: Vec<_> = head.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
+    let head = head.map(|(name, value)| (name, value.as_bytes()));
     host.step(parapet_engine::flow::Event::RequestHead {
         head: parapet_engine::flow::Head(&head),
         ends: false,
@@ -137,7 +137,7 @@ fn envoys_own_answer_to_an_unfinished_request_is_not_the_clients_leaving() {
     let mut worker = Worker::new(NO_POLICY);
     let mut host = worker.open();
     let head = [(":method", "POST"), (":path", "/chat"), ("x-api-key", "sk-demo-alice")];
-    let head: Vec<_> = head.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
+    let head = head.map(|(name, value)| (name, value.as_bytes()));
     host.step(parapet_engine::flow::Event::RequestHead {
         head: parapet_engine::flow::Head(&head),
         ends: false,

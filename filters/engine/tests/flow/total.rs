@@ -76,8 +76,7 @@ fn perform(host: &mut crate::host::Host<'_>, act: &Act) {
                 ("x-api-key", "sk-demo-alice"),
                 ("accept", "text/event-stream"),
             ];
-            let head: Vec<_> =
-                head.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec())).collect();
+            let head = head.map(|(name, value)| (name, value.as_bytes()));
             host.step(Event::RequestHead { head: Head(&head), ends: *ends, entropy: [0; 10] });
         }
         Act::TooLarge => host.step(Event::RequestTooLarge),
@@ -91,8 +90,8 @@ fn perform(host: &mut crate::host::Host<'_>, act: &Act) {
         }
         Act::ResponseHead(status, streams, ends) => {
             let content_type = if *streams { SSE } else { "application/json" };
-            let head = [(":status", status.to_string()), ("content-type", content_type.to_owned())];
-            let head: Vec<_> = head.into_iter().map(|(name, value)| (name.to_owned(), value.into_bytes())).collect();
+            let status = status.to_string();
+            let head = [(":status", status.as_bytes()), ("content-type", content_type.as_bytes())];
             host.step(Event::ResponseHead { head: Head(&head), ends: *ends });
         }
         Act::ResponseBody(bytes, ends) => host.step(Event::ResponseBody { bytes, ends: *ends }),
