@@ -135,11 +135,12 @@ impl Flow {
         }
         self.record.reason = Some(refusal.reason.code().to_owned());
         stream.cut(&ending);
+        exchange.broken = (!stream.released).then(|| refusal.clone());
         State::Exchanging(exchange)
     }
 
     /// Ends the exchange with an error answer; what the provider did is accounted.
-    fn fail(&mut self, exchange: &Exchange, refusal: &Refusal, context: &mut Context<'_>) -> State {
+    pub(super) fn fail(&mut self, exchange: &Exchange, refusal: &Refusal, context: &mut Context<'_>) -> State {
         let used = self.used_tokens(exchange, false);
         self.settle(exchange, used, context);
         let state = self.refuse(refusal.clone(), context);

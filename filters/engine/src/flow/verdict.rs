@@ -178,7 +178,11 @@ impl Flow {
             self.settle(&exchange, used, context);
             return self.refuse(refusal, context);
         }
-        if exchange.is_asking() { self.send_when_ready(exchange, context) } else { State::Exchanging(exchange) }
+        match exchange.broken.take() {
+            Some(refusal) => self.fail(&exchange, &refusal, context),
+            None if exchange.is_asking() => self.send_when_ready(exchange, context),
+            None => State::Exchanging(exchange),
+        }
     }
 
     /// Notes the verdict; the refusal, if the policy says so.

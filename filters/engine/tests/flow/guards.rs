@@ -130,6 +130,22 @@ fn an_unsafe_input_is_refused_with_its_categories_in_every_phase() {
     }
 }
 
+#[test]
+fn a_stream_that_breaks_off_before_the_inputs_verdict_is_an_error_answer() {
+    for (word, refused) in [("safe", (502, "upstream_error")), ("unsafe\nS1", (403, "content_blocked"))] {
+        for pieces in [vec![Piece::Text("a".into())], vec![Piece::Text("a".into()), Piece::Error, Piece::Done]] {
+            let mut worker = Worker::new(r#"{"input_guard": {"mode": "parallel"}, "output_guard": {"mode": "hold"}}"#);
+            let mut host = worker.ask(&question(true));
+            host.answers_with(SSE);
+            host.response_body(&stream(&pieces, "x"), true);
+            assert!(host.reply.is_none() && !host.response.head_out);
+            host.verdict(Call::Verdict(Side::Input), word);
+            assert_eq!(host.refused(), (refused.0, refused.1.to_owned()));
+            assert_eq!(host.end(End::default()).reason.as_deref(), Some(refused.1));
+        }
+    }
+}
+
 /// No event says that it ends: its text is judged all the same.
 #[test]
 fn an_async_stream_whose_last_event_is_text_waits_for_its_verdict() {

@@ -150,9 +150,10 @@ fn a_stream_without_finish_reason_is_truncated_and_says_so() {
     let mut worker = Worker::new(r#"{"input_guard": {"mode": "parallel"}}"#);
     let mut host = worker.ask(&question(true));
     host.answers_with(SSE);
-    host.response_body(&stream(&answer(&["one"])[..2], "x"), true);
+    host.response_body(&stream(&answer(&["one"])[..2], "x"), false);
     assert!(host.response.client.is_empty());
     host.verdict(Call::Verdict(Side::Input), "safe");
+    host.response_body(b"", true);
     assert!(host.text().contains("upstream_error") && host.response.complete);
     assert!(host.end(End::default()).truncated);
 }
