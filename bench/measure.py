@@ -11,6 +11,7 @@ import configs
 import guards
 import guards_report
 import hedging
+import instructions
 import report
 from processes import ENVOY_CORE, RIG_CORE, Envoy, Rig, before_others, core_seconds, cpu_seconds, free_port, rss_kib
 
@@ -184,9 +185,14 @@ def run(bench):
     return figures
 
 
+# How it is run, and who writes what came of it.
+OTHERS = {
+    "guards": (guards.run, guards_report), "hedging": (hedging.run, hedging), "instructions": (instructions.run, instructions)}
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=[*LENGTHS, "guards", "hedging"])
+    parser.add_argument("mode", choices=[*LENGTHS, *OTHERS])
     parser.add_argument("--rig", required=True)
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
@@ -199,7 +205,7 @@ def main():
     try:
         with open("/proc/loadavg") as file:
             load = file.read().split()[0]
-        figures = {"guards": guards.run, "hedging": hedging.run}.get(arguments.mode, run)(bench)
+        figures = OTHERS[arguments.mode][0](bench) if arguments.mode in OTHERS else run(bench)
     finally:
         bench.stop_envoys()
         bench.rig.stop()
@@ -207,7 +213,7 @@ def main():
             if name.endswith(".access.jsonl"):
                 os.remove(os.path.join(directory, name))
     figures.update(mode=arguments.mode, first=first, load_at_start=float(load), seconds=time.monotonic() - begun)
-    {"guards": guards_report, "hedging": hedging}.get(arguments.mode, report).write(figures, arguments.out)
+    (OTHERS[arguments.mode][1] if arguments.mode in OTHERS else report).write(figures, arguments.out)
 
 
 if __name__ == "__main__":

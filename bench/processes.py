@@ -55,8 +55,8 @@ def core_seconds(core):
 
 
 class Envoy:
-    def __init__(self, name, config, listener, admin, directory):
-        self.name, self.port, self.admin = name, listener, admin
+    def __init__(self, name, config, listener, admin, directory, under=(), patience=START_SECONDS):
+        self.name, self.port, self.admin, self.patience = name, listener, admin, patience
         self.ledger = os.path.join(directory, f"{name}.access.jsonl")
         for log in config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"].get(
                 "access_log", []):
@@ -67,16 +67,16 @@ class Envoy:
         self.output = os.path.join(directory, f"{name}.log")
         with open(self.output, "w") as output:
             self.process = subprocess.Popen(
-                [*first, "taskset", "-c", str(ENVOY_CORE), os.environ["ENVOY_BIN"], "-c", path, "--concurrency", "1",
+                [*first, "taskset", "-c", str(ENVOY_CORE), *under, os.environ["ENVOY_BIN"], "-c", path, "--concurrency", "1",
                  "--disable-hot-restart", "--log-level", "error"], stdout=output, stderr=output)
         self.pid = self.process.pid
         self._await_ready()
 
     def _await_ready(self):
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.patience
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/ready", timeout=1) as answer:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/ready", timeout=5) as answer:
                     if answer.status == 200:
                         return
             except OSError:
