@@ -11,7 +11,7 @@ use crate::guard;
 use crate::guard::passage::Passage;
 use crate::identity::Principal;
 use crate::quota::Decision;
-use crate::reason::Refusal;
+use crate::reason::Reason;
 
 #[derive(Debug)]
 pub struct Exchange {
@@ -50,7 +50,7 @@ pub struct Exchange {
     pub(super) told_bytes: Option<usize>,
     pub(super) phase: Phase,
     /// The stream broke off while the input's verdict was out, which has the first word: what the client is told then.
-    pub(super) broken: Option<Refusal>,
+    pub(super) broken: Option<Reason>,
 }
 
 /// The client's wire form.

@@ -109,7 +109,7 @@ impl Flow {
                 self.record.truncated = true;
                 let outcome = if stream.answer.progress > 0 { "cut" } else { "error_event" };
                 self.note_outcome(outcome);
-                let refusal = Refusal::new(Reason::UpstreamError, "The model's answer broke off.");
+                let refusal = broke_off();
                 self.cut_stream(exchange, &refusal, Stream::failed_ending(), context)
             }
             Found::Overflow => {
@@ -135,7 +135,7 @@ impl Flow {
         }
         self.record.reason = Some(refusal.reason.code().to_owned());
         stream.cut(&ending);
-        exchange.broken = (!stream.released).then(|| refusal.clone());
+        exchange.broken = (!stream.released).then_some(refusal.reason);
         State::Exchanging(exchange)
     }
 
@@ -302,6 +302,10 @@ impl Flow {
         let bytes = entry.bytes();
         context.memory.answers.insert(key, entry, bytes);
     }
+}
+
+pub(super) fn broke_off() -> Refusal {
+    Refusal::new(Reason::UpstreamError, "The model's answer broke off.")
 }
 
 /// A choice as the client gets it when the output guard blocks.

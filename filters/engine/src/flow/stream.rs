@@ -8,7 +8,7 @@ use crate::config::OutputMode;
 use crate::guard::passage::{self, Marks, Passage};
 use crate::guard::window::Windows;
 use crate::openai::{self, Chunk, Frame};
-use crate::reason::{Reason, Refusal};
+use crate::reason::Refusal;
 use crate::sse::{Decoder, Event};
 
 /// What waits for a verdict; beyond it the answer is refused, as a guard that cannot keep up.
@@ -425,7 +425,7 @@ impl Stream {
 
     /// The end of a stream that failed after bytes of it have left: an error event and no `[DONE]`.
     pub(super) fn failed_ending() -> Vec<u8> {
-        openai::error_event(&Refusal::new(Reason::UpstreamError, "The model's answer broke off."))
+        openai::error_event(&super::response::broke_off())
     }
 
     pub(super) fn unavailable_ending(refusal: &Refusal) -> Vec<u8> {
