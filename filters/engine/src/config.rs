@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use self::item::{Item, Mistake, Read as _};
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
-use crate::identity::{KeyDigest, Principal};
+use crate::identity::{Index, KeyDigest, Principal};
 use crate::record::Content;
 use crate::redact::Rules;
 
@@ -39,6 +39,7 @@ pub struct Config {
     pub guard: Option<GuardModel>,
     pub sidecar: Option<Sidecar>,
     pub keys: Vec<Key>,
+    pub key_index: Index,
     pub policies: BTreeMap<String, Policy>,
 }
 
@@ -290,7 +291,8 @@ impl Config {
         };
         let mistake = Mistake::default();
         let config = Self::read(&Item::root(&node, &mistake));
-        let config = mistake.into_result(config)?;
+        let mut config = mistake.into_result(config)?;
+        config.key_index = Index::of(&config.keys);
         validate::config(&config)?;
         Ok(config)
     }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::guard::Category;
 use crate::guard::dialect::Dialect;
-use crate::identity::KeyDigest;
+use crate::identity::{Index, KeyDigest};
 use crate::record::Content;
 use crate::redact::{Kind, Pattern, Rules};
 
@@ -51,6 +51,7 @@ impl Read for Config {
             guard: section.optional("guard"),
             sidecar: section.optional("sidecar"),
             keys: section.required("keys"),
+            key_index: Index::default(),
             policies: section.required("policies"),
         }
     }

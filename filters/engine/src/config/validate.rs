@@ -41,7 +41,8 @@ pub(super) fn config(config: &Config) -> Result<(), ConfigError> {
         if key.tenant.is_empty() || key.user.is_empty() {
             return error(format!("keys[{i}]"), "expected a tenant and a user");
         }
-        if config.keys.iter().take(i).any(|other| other.sha256 == key.sha256) {
+        let mut same = config.key_index.candidates(&config.keys, &key.sha256);
+        if same.find(|(_, other)| other.sha256 == key.sha256).is_some_and(|(first, _)| first as usize != i) {
             return error(format!("keys[{i}].sha256"), "the same key stands twice");
         }
     }
