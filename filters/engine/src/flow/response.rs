@@ -64,7 +64,8 @@ impl Flow {
             }
         }
         let content_type = if is_event_stream { "text/event-stream" } else { "application/json" };
-        if head.get("content-type").is_none_or(|known| known != content_type.as_bytes()) {
+        let parameters = head.get("content-type").and_then(|known| known.strip_prefix(content_type.as_bytes()));
+        if !matches!(parameters, Some(b"" | b"; charset=utf-8")) {
             context.effects.push(Effect::SetResponseHeader("content-type", content_type.to_owned()));
         }
         context.effects.push(Effect::SetResponseHeader("x-parapet-attempts", self.attempts.unwrap_or(1).to_string()));
