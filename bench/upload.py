@@ -84,8 +84,8 @@ def until(what, name, seconds=START_SECONDS):
 
 
 def metric(text, name):
-    found = re.search(rf"^{re.escape(name)} (\d+)", text or "", re.MULTILINE)
-    return int(found.group(1)) if found else 0
+    """The sum of its series; the name may be a regular expression that ends in the middle of the labels."""
+    return sum(map(int, re.findall(rf"^{name}.*? (\d+)$", text or "", re.MULTILINE)))
 
 
 def measure(directory, records, counter, wanted, environment):
@@ -130,7 +130,7 @@ def run(directory):
     print("bench: reading", file=sys.stderr)
     figures["tailed"] = measure(
         directory, LENGTHS["tail"], "parapet_accesslog_records_total", LENGTHS["tail"], {})
-    accepted = 'parapet_upload_runs_total{outcome="accepted"}'
+    accepted = 'parapet_upload_runs_total\\{.*outcome="accepted"'
     write_log(directory, LENGTHS["upload"])
     for name, compressed in (("uploaded", True), ("plain", False)):
         print(f"bench: {name}", file=sys.stderr)

@@ -30,9 +30,9 @@ use crate::langsmith::deliver::{Delivery, Pace};
 use crate::langsmith::retry::Policy;
 use crate::langsmith::upload::Uploader;
 use crate::metrics::Metrics;
-use crate::otel::config::Exports;
+use crate::otel::client as otlp;
 use crate::otel::export::Exporter;
-use crate::otel::{client as otlp, dead_letter as otlp_letters};
+use crate::otel::{self, config::Exports};
 use crate::spool::index::{self, Index};
 use crate::spool::{self, Spool, durable};
 
@@ -40,8 +40,6 @@ use crate::spool::{self, Spool, durable};
 const GRACE: Duration = Duration::from_secs(5);
 /// Memory of lines that came over the network and are not durable yet.
 const ARRIVALS_BYTES: usize = 64 << 20;
-/// The export's name in the spool; the uploads have their addresses, which hold no such letter.
-const OTLP: &str = "@otlp";
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -159,7 +157,7 @@ pub async fn start(options: Options, mut config: Config, mut exports: Exports) -
     let opening = (options.clone(), config.clone(), exports.clone(), Arc::clone(&metrics));
     let stores =
         tokio::task::spawn_blocking(move || Stores::open(&opening.0, &opening.1, &opening.2, opening.3)).await??;
-    let Stores { spool, index, board, audit, cache, feedback, otlp_letters, position } = stores;
+    let Stores { spool, index, board, audit, cache, feedback, position } = stores;
 
     let access_log = options.access_log.clone().unwrap_or_else(|| data.join("log/access.jsonl"));
     let resume =
@@ -214,8 +212,8 @@ pub async fn start(options: Options, mut config: Config, mut exports: Exports) -
         let exporter = Exporter {
             client: Arc::new(otlp::Client::new(otlp)?),
             sampling: Arc::clone(&config),
-            queue: spool.queue(OTLP),
-            dead_letters: otlp_letters,
+            queue: spool.queue(otel::DESTINATION),
+            dead_letters: Arc::new(DeadLetters::otlp(&data.join("spool"))),
             metrics: Arc::clone(&metrics),
             policy: Policy::default(),
             stop: stopping.clone(),
@@ -241,6 +239,7 @@ pub async fn start(options: Options, mut config: Config, mut exports: Exports) -
         if !exports.langsmith {
             continue;
         }
+        metrics.announce_destination(&name);
         tracing::info!("runs are uploaded to {} as project `{}`", destination.endpoint, destination.project);
         let delivery = Delivery {
             destination: name,
@@ -324,7 +323,6 @@ struct Stores {
     audit: Audit,
     cache: Arc<Store>,
     feedback: Arc<Feedback>,
-    otlp_letters: otlp_letters::DeadLetters,
     position: PositionFile,
 }
 
@@ -333,7 +331,7 @@ impl Stores {
         let data = &options.data_dir;
         let destinations: Vec<String> = config.destinations.iter().map(|to| to.name.clone()).collect();
         let uploads = destinations.iter().filter(|_| exports.langsmith).cloned();
-        let otlp = exports.otlp.as_ref().map(|_| OTLP.to_owned());
+        let otlp = exports.otlp.as_ref().map(|_| otel::DESTINATION.to_owned());
         let spool = Spool::open(spool::Options {
             dir: data.join("spool"),
             segment_bytes: (options.spool_bytes / 16).clamp(64 * 1024, 16 << 20),
@@ -357,11 +355,14 @@ impl Stores {
             spool: Arc::new(spool),
             audit: Audit::open(&data.join("audit"))?,
             cache: Arc::new(Store::new(cache, shared)),
-            feedback: Arc::new(Feedback::new(queue, Arc::clone(&index), metrics)),
+            feedback: Arc::new(Feedback::new(
+                queue,
+                Arc::clone(&index),
+                metrics,
+                config.shape.hide_inputs || config.shape.hide_outputs,
+            )),
             index,
             board,
-            otlp_letters: otlp_letters::DeadLetters::open(&data.join("spool/dead-letters-otlp.jsonl"))
-                .context("the OTLP export's dead-letter file cannot be opened")?,
             position: PositionFile::new(data.join("run/accesslog-position.json")),
         })
     }

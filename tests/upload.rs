@@ -409,6 +409,24 @@ async fn with_a_full_disk_nothing_is_lost_and_it_goes_on_when_there_is_space() {
     assert_eq!(langsmith.runs().len(), 1500 * RUNS);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_larger_than_the_disk_goes_through_it() {
+    let langsmith = simulated(0).await;
+    let rig = Rig::new(&[("LANGSMITH_ENDPOINT", langsmith.url())]);
+    // Smaller than what is read at a time.
+    let Some(_disk) = Disk::mount(&rig.data, "2m") else {
+        eprintln!("NOT RUN: a small disk cannot be mounted here (root is needed)");
+        return;
+    };
+    let text: String = (0..4000).map(|number| line(number, &json!({}))).collect();
+    assert!(text.len() > 4 << 20, "{}", text.len());
+    rig.write(&text);
+    let _sidecar = rig.sidecar();
+    rig.ready().await;
+    eventually("everything arrives", async || (traces(&langsmith) == whole(0..4000)).then_some(())).await;
+    assert_eq!(langsmith.runs().len(), 4000 * RUNS);
+}
+
 /// A small file system in memory.
 struct Disk(PathBuf);
 

@@ -67,6 +67,19 @@ struct Envelope<'a> {
     record: Option<&'a RawValue>,
 }
 
+/// The same with the record read in the same pass: what nearly every line is.
+#[derive(Deserialize)]
+struct Whole<'a> {
+    v: u32,
+    #[serde(default)]
+    code: u16,
+    #[serde(borrow, default)]
+    flags: Cow<'a, str>,
+    #[serde(borrow, default)]
+    details: Cow<'a, str>,
+    record: Record,
+}
+
 #[derive(Deserialize)]
 struct Version {
     #[serde(default)]
@@ -76,18 +89,37 @@ struct Version {
 /// Reads a line; beside it, where in `bytes` it begins. That is 0 unless an Envoy was killed in mid-line and the next
 /// one wrote its first line behind the torn one: then the torn part is passed over and the whole one counts.
 pub fn parse(bytes: &[u8]) -> Result<(Line, usize), Skipped> {
-    match parse_whole(bytes) {
-        Err(Skipped::NotOurs { at }) => {
-            let Some(start) = last_start(bytes) else { return Err(Skipped::NotOurs { at }) };
-            parse_whole(bytes.get(start..).unwrap_or_default())
-                .map(|line| (line, start))
-                .map_err(|skipped| if skipped == Skipped::Unrecorded { skipped } else { Skipped::NotOurs { at } })
+    let at = match parse_whole(bytes) {
+        Err(Skipped::NotOurs { at }) => at,
+        other => return other.map(|line| (line, 0)),
+    };
+    if let Some(start) = last_start(bytes) {
+        let last = bytes.get(start..).unwrap_or_default();
+        match parse_whole(last) {
+            Ok(line) => return Ok((line, start)),
+            Err(Skipped::Unrecorded) => return Err(Skipped::Unrecorded),
+            Err(_) => {}
         }
-        other => other.map(|line| (line, 0)),
+        if let Some(line) = parse_bare(last) {
+            return Ok((line, start));
+        }
     }
+    parse_bare(bytes).map(|line| (line, 0)).ok_or(Skipped::NotOurs { at })
 }
 
 fn parse_whole(bytes: &[u8]) -> Result<Line, Skipped> {
+    let text = std::str::from_utf8(bytes).ok();
+    if let Some(Ok(whole)) = text.map(serde_json::from_str::<Whole<'_>>)
+        && whole.v == LINE_VERSION
+        && whole.record.v == VERSION
+    {
+        return line(whole.record, whole.code, whole.flags, whole.details);
+    }
+    parse_parts(bytes)
+}
+
+/// The line, part by part: which one is wrong shows.
+fn parse_parts(bytes: &[u8]) -> Result<Line, Skipped> {
     // Envoy writes `-` for a filter state that does not exist; with it the line is not JSON.
     if bytes.starts_with(b"{\"v\":") && bytes.ends_with(b"\"record\":-}") {
         return Err(Skipped::Unrecorded);
@@ -103,21 +135,37 @@ fn parse_whole(bytes: &[u8]) -> Result<Line, Skipped> {
     if envelope.v != LINE_VERSION || (record_version != VERSION && record_version != 0) {
         return Err(Skipped::UnknownVersion { line: envelope.v, record: record_version });
     }
-    let mut record = parsed.map_err(|error| Skipped::BadRecord { at: error.column() })?;
+    let record = parsed.map_err(|error| Skipped::BadRecord { at: error.column() })?;
     if record_version == 0 {
         return Err(Skipped::UnknownVersion { line: envelope.v, record: 0 });
     }
-    if record.status == 0 && envelope.code >= 400 {
-        // An answer that Envoy made after the filter had its last word (a connection that broke while it was held).
-        record.status = envelope.code;
-    }
-    let id = Uuid::try_parse(&record.id).map_err(|_| Skipped::BadId)?;
-    Ok(Line { id, record, flags: envelope.flags.into_owned(), details: envelope.details.into_owned() })
+    line(record, envelope.code, envelope.flags, envelope.details)
 }
 
+fn line(mut record: Record, code: u16, flags: Cow<'_, str>, details: Cow<'_, str>) -> Result<Line, Skipped> {
+    if record.status == 0 && code >= 400 {
+        // An answer that Envoy made after the filter had its last word (a connection that broke while it was held).
+        record.status = code;
+    }
+    let id = Uuid::try_parse(&record.id).map_err(|_| Skipped::BadId)?;
+    Ok(Line { id, record, flags: flags.into_owned(), details: details.into_owned() })
+}
+
+/// The record of a line whose other parts are no JSON: Envoy writes its texts as they are, and a quote in the reason that a
+/// connection failed for is no reason to lose the request. They are given up; nothing of a client's stands before the record.
+fn parse_bare(bytes: &[u8]) -> Option<Line> {
+    const RECORD: &[u8] = b",\"record\":";
+    let start = memchr::memmem::find(bytes, RECORD).filter(|_| bytes.starts_with(START))?;
+    let record = bytes.get(start + RECORD.len()..)?.strip_suffix(b"}")?;
+    let record: Record = serde_json::from_slice(record).ok()?;
+    (record.v == VERSION).then(|| line(record, 0, Cow::default(), Cow::default()).ok()).flatten()
+}
+
+/// What every line of this version begins with.
+const START: &[u8] = b"{\"v\":1,\"code\":";
+
 fn last_start(bytes: &[u8]) -> Option<usize> {
-    const START: &[u8] = b"{\"v\":1,\"code\":";
-    bytes.windows(START.len()).rposition(|window| window == START).filter(|&at| at > 0)
+    memchr::memmem::rfind(bytes, START).filter(|&at| at > 0)
 }
 
 impl Line {
@@ -175,6 +223,20 @@ pub(crate) mod tests {
             let joined = format!("{}{whole}", &whole[..cut]);
             let (parsed, start) = parse(joined.as_bytes()).unwrap();
             assert_eq!((parsed.id.to_string().as_str(), start), (ID, cut));
+        }
+    }
+
+    #[test]
+    fn a_text_of_envoys_that_is_no_json_does_not_take_the_record_along() {
+        let whole = line(&format!(r#"{{"v":1,"id":"{ID}","api":"chat","tenant":"t"}}"#));
+        for text in [&b"TLS: \"CN=x\", \\ and {"[..], b"\xff\xfe"] {
+            let (before, behind) = whole.split_once("via_upstream").unwrap();
+            let broken = [before.as_bytes(), text, behind.as_bytes()].concat();
+            let (parsed, start) = parse(&broken).unwrap();
+            assert_eq!((parsed.id.to_string().as_str(), start, parsed.is_run()), (ID, 0, true));
+            assert_eq!(parse(&broken[..broken.len() - 2]).unwrap_err().label(), "not_ours", "torn");
+            let joined = [&broken[..broken.len() - 2], whole.as_bytes()].concat();
+            assert_eq!(parse(&joined).unwrap().1, broken.len() - 2);
         }
     }
 

@@ -19,7 +19,7 @@ use crate::als::arrivals::Arrivals;
 use crate::audit::Audit;
 use crate::cache::{self, Store};
 use crate::dashboard::Board;
-use crate::langsmith::tree;
+use crate::langsmith::order::Order;
 use crate::metrics::Metrics;
 use crate::spool::Spool;
 use crate::spool::index::Index;
@@ -153,7 +153,16 @@ impl Pipeline {
             .filter(|((_, line), fresh)| **fresh && line.is_run())
             .map(|((text, _), _)| *text)
             .collect();
-        waiting.retry("spool", || self.spool.append(&spooled))?;
+        let mut rest = spooled.as_slice();
+        while !rest.is_empty() {
+            let stored = waiting.retry("spool", || self.spool.append_some(rest))?;
+            rest = rest.get(stored..).unwrap_or_default();
+            if !rest.is_empty() {
+                // Their upload is what makes room for the others. A kill before the position is saved has them read again,
+                // and known by their ids.
+                self.spool.publish();
+            }
+        }
         remember_all(&self.index, &mut self.others, &lines, &fresh);
 
         let audited = waiting.retry("audit log", || self.audit.append(&lines))?;
@@ -249,8 +258,9 @@ fn remember_all(index: &Mutex<Index>, others: &mut Index, lines: &[Line], fresh:
 }
 
 fn remember(index: &mut Index, line: &Line) {
-    let order = tree::root_order(line);
-    index.insert(line.id, &line.record.tenant, order.trace_id, order.start_us, !line.record.unsampled);
+    let record = &line.record;
+    let (trace_id, start_us) = Order::place(line.id, record.start_us, record.langsmith_parent.as_deref());
+    index.insert(line.id, &record.tenant, trace_id, start_us, !record.unsampled);
 }
 
 /// What a write that fails has to do with.

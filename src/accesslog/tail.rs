@@ -330,7 +330,11 @@ impl Current {
     }
 
     fn split(&mut self, fresh: &[u8], max_line: usize, polled: &mut Polled) {
-        for piece in fresh.split_inclusive(|&byte| byte == b'\n') {
+        let mut rest = fresh;
+        while !rest.is_empty() {
+            let end = memchr::memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
+            let (piece, behind) = rest.split_at(end);
+            rest = behind;
             self.read_to += piece.len() as u64;
             let text = piece.strip_suffix(b"\n");
             if self.skipping || self.partial.len() + piece.len() > max_line {

@@ -54,6 +54,8 @@ pub(super) struct Row {
 #[derive(Debug, Default)]
 pub(super) struct Usage {
     users: HashMap<(String, String), User>,
+    /// Until this minute nobody can have been idle for an hour: it was looked for, and who was there then only stays longer.
+    full_until: u64,
 }
 
 impl Usage {
@@ -88,9 +90,8 @@ impl Usage {
 
     fn user(&mut self, minute: u64, key: (String, String)) -> &mut User {
         let mut key = key;
-        if !self.users.contains_key(&key) && self.users.len() >= MOST {
-            let idle = self.users.iter().min_by_key(|(_, user)| user.newest);
-            let idle = idle.filter(|(_, user)| user.newest + (MINUTES as u64) < minute).map(|(key, _)| key.clone());
+        if self.users.len() >= MOST && !self.users.contains_key(&key) {
+            let idle = if minute <= self.full_until { None } else { self.idle(minute) };
             match idle {
                 Some(idle) => {
                     self.users.remove(&idle);
@@ -103,6 +104,13 @@ impl Usage {
             newest: 0,
             minutes: vec![(0, Used::default()); MINUTES],
         })
+    }
+
+    /// Who was idle longest, if for an hour.
+    fn idle(&mut self, minute: u64) -> Option<(String, String)> {
+        let (key, user) = self.users.iter().min_by_key(|(_, user)| user.newest)?;
+        self.full_until = user.newest + MINUTES as u64;
+        (self.full_until < minute).then(|| key.clone())
     }
 
     /// Everybody who was there in the hour before `now_s` (seconds since the Unix epoch).

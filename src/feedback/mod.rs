@@ -2,6 +2,7 @@
 
 mod block;
 pub mod queue;
+mod redact;
 pub mod send;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +29,8 @@ const MAX_COMMENT: usize = 8 * 1024;
 const MAX_VALUE: usize = 4 * 1024;
 /// Feedback that may wait; past it callers are asked to come back.
 const MAX_PENDING: usize = 10_000;
+/// Of one tenant: what waits may speak of traces that never were, and must leave room for the others.
+const MAX_TENANT: usize = MAX_PENDING / 4;
 
 /// What the handler and the sender share.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub struct Feedback {
     queue: Mutex<Queue>,
     index: Arc<Mutex<Index>>,
     metrics: Arc<Metrics>,
+    /// Whether what a caller writes freely is kept out: it may say again what runs are told to hide.
+    hide: bool,
     /// When something came last.
     arrived: watch::Sender<u64>,
 }
@@ -59,8 +64,8 @@ struct Refusal {
 }
 
 impl Feedback {
-    pub fn new(queue: Queue, index: Arc<Mutex<Index>>, metrics: Arc<Metrics>) -> Self {
-        Self { queue: Mutex::new(queue), index, metrics, arrived: watch::Sender::new(0) }
+    pub fn new(queue: Queue, index: Arc<Mutex<Index>>, metrics: Arc<Metrics>, hide: bool) -> Self {
+        Self { queue: Mutex::new(queue), index, metrics, hide, arrived: watch::Sender::new(0) }
     }
 
     pub fn pending(&self) -> usize {
@@ -92,6 +97,7 @@ impl Feedback {
                 message: "There is no such trace.".to_owned(),
             });
         }
+        redact::apply(&mut item, self.hide);
         item.tenant = tenant.to_owned();
         item.user = header("x-parapet-user").to_owned();
         let unavailable = |message: &str| Refusal {
@@ -102,7 +108,8 @@ impl Feedback {
         };
         let id = item.id;
         let mut queue = lock(&self.queue);
-        if queue.pending().len() >= MAX_PENDING {
+        let own = || queue.pending().values().filter(|pending| *pending.item.tenant == *tenant).count();
+        if queue.pending().len() >= MAX_PENDING || (queue.pending().len() >= MAX_TENANT && own() >= MAX_TENANT) {
             return Err(unavailable("Too much feedback is waiting; try again later."));
         }
         queue.accept(item).map_err(|error| {

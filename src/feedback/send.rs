@@ -245,6 +245,7 @@ impl Sender {
             status,
             response: why,
             run: None,
+            line: None,
             feedback: serde_json::to_string(item).ok().and_then(|item| RawValue::from_string(item).ok()),
         };
         match destination.dead_letters.park(&letter) {

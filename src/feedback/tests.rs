@@ -9,7 +9,7 @@ fn feedback(dir: &std::path::Path, owner: Option<&str>) -> Feedback {
         index.insert(id, owner, id, 0, true);
     }
     let queue = Queue::open(&dir.join("feedback.jsonl"), &[]).unwrap();
-    Feedback::new(queue, Arc::new(Mutex::new(index)), Arc::new(Metrics::new()))
+    Feedback::new(queue, Arc::new(Mutex::new(index)), Arc::new(Metrics::new()), false)
 }
 
 fn headers(tenant: &'static str) -> HeaderMap {
@@ -85,6 +85,7 @@ fn too_much_waiting_feedback_is_refused() {
     let mut content = String::new();
     for n in 0..MAX_PENDING {
         let mut item = item.clone();
+        item["tenant"] = format!("tenant-{}", n % 10).into();
         item["id"] = format!("01a20791-8327-7764-a3ea-{n:012}").into();
         content += &json!({ "accepted": item }).to_string();
         content.push('\n');
@@ -93,4 +94,60 @@ fn too_much_waiting_feedback_is_refused() {
     let feedback = feedback(dir.path(), None);
     let refusal = feedback.accept(&headers("acme"), &body(json!({}))).unwrap_err();
     assert_eq!(refusal.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[test]
+fn one_tenants_flood_leaves_room_for_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("feedback.jsonl");
+    let mut item = serde_json::to_value(read(&body(json!({}))).unwrap()).unwrap();
+    item["tenant"] = "acme".into();
+    let mut content = String::new();
+    for n in 0..MAX_TENANT {
+        item["id"] = format!("01a20791-8327-7764-a3ea-{n:012}").into();
+        content += &json!({ "accepted": item }).to_string();
+        content.push('\n');
+    }
+    std::fs::write(path, content).unwrap();
+    let feedback = feedback(dir.path(), None);
+    let refusal = feedback.accept(&headers("acme"), &body(json!({}))).unwrap_err();
+    assert_eq!(refusal.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(feedback.accept(&headers("globex"), &body(json!({}))).is_ok());
+}
+
+/// What the disk has of the one feedback that was accepted.
+fn on_disk(change: Value, hide: bool) -> (Value, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let feedback = Feedback { hide, ..feedback(dir.path(), None) };
+    feedback.accept(&headers("acme"), &body(change)).unwrap();
+    let text = std::fs::read_to_string(dir.path().join("feedback.jsonl")).unwrap();
+    (serde_json::from_str::<Value>(&text).unwrap()["accepted"].clone(), text)
+}
+
+#[test]
+fn personal_data_and_secrets_in_free_text_never_reach_the_disk() {
+    let card = "4111 1111 1111 1111";
+    let (item, text) = on_disk(
+        json!({
+            "comment": format!("ask alice@example.com or +49 30 1234567, {card}, sk-proj-abcdefghijklmnopqrstuvwx"),
+            "value": {"mail": "bob@example.com", "carol@example.com": ["dan@example.com", 4_111_111_111_111_111_u64]},
+            "key": "4111-1111-1111-1111",
+        }),
+        false,
+    );
+    assert_eq!(item["comment"], "ask [email] or [phone], [card], [secret]");
+    assert_eq!(item["value"], json!({"mail": "[email]", "[email]": ["[email]", "[card]"]}));
+    for secret in ["example.com", "1111", "abcdefghij"] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
+}
+
+#[test]
+fn what_runs_hide_is_not_said_again_in_a_comment() {
+    let (item, _) = on_disk(
+        json!({"comment": "you answered: the launch code is 7", "value": {"verdict": "good", "why": "it told me so"}}),
+        true,
+    );
+    assert_eq!((&item["comment"], &item["score"]), (&json!("[hidden]"), &json!(1)));
+    assert_eq!(item["value"], json!({"verdict": "good", "why": "[hidden]"}));
 }

@@ -221,12 +221,22 @@ impl Client {
         let request = self.http.post(format!("{}{path}", self.endpoint)).header(CONTENT_TYPE, body.content_type);
         match request.headers(body.headers).body(body.bytes).send().await {
             Ok(response) => match classify(response).await {
-                Ok(_) => Outcome::Accepted,
+                // Whoever dies within its answer may not have kept what it was given; a repeated run is known by its id.
+                Ok(response) => match drain(response).await {
+                    Ok(()) => Outcome::Accepted,
+                    Err(error) => Outcome::Retry { why: plain(&error), after: None },
+                },
                 Err(outcome) => outcome,
             },
             Err(error) => Outcome::Retry { why: plain(&error), after: None },
         }
     }
+}
+
+/// Reads the answer to its end and keeps nothing of it; the client's own limit bounds the time.
+async fn drain(mut response: Response) -> reqwest::Result<()> {
+    while response.chunk().await?.is_some() {}
+    Ok(())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

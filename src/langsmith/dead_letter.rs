@@ -1,7 +1,8 @@
-//! What LangSmith refused for good, kept with its answer so that an operator can look and send it again.
+//! What LangSmith or the OTLP collector refused for good, kept with its answer so that an operator can look and send it
+//! again.
 //!
-//! `dead-letters.jsonl` in the spool's directory; what is to be sent again waits in `retry-<destination>.jsonl` (runs) and
-//! `retry-feedback.jsonl`. Whoever touches one of them holds `dead-letters.lock`, so that `parapet spool` works beside a
+//! `dead-letters.jsonl` and `dead-letters-otlp.jsonl` in the spool's directory; what is to be sent again waits in
+//! `retry-<destination>.jsonl` (runs, and records for the collector) and `retry-feedback.jsonl`. Whoever touches one of them holds `dead-letters.lock`, so that `parapet spool` works beside a
 //! running sidecar and without one.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,23 +24,27 @@ const FEEDBACK: &str = "feedback";
 #[derive(Debug)]
 pub struct DeadLetters {
     dir: PathBuf,
+    file: &'static str,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Letter {
-    /// The run's, or the feedback's own.
+    /// The run's, the record's, or the feedback's own.
     pub id: String,
     /// ISO 8601.
     pub time: String,
     pub destination: String,
-    /// LangSmith's; 0 where there was none.
+    /// The server's; 0 where there was none.
     pub status: u16,
-    /// The start of LangSmith's answer, or why it was given up. May echo content.
+    /// The start of its answer, or why it was given up. May echo content.
     pub response: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<Box<RawValue>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feedback: Option<Box<RawValue>>,
+    /// The access log's line, of which the spans are made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<Box<RawValue>>,
 }
 
 /// Which letters a command means.
@@ -76,9 +81,19 @@ pub struct Retries {
 }
 
 impl DeadLetters {
-    /// In the spool's directory.
+    /// LangSmith's, in the spool's directory.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), file: "dead-letters.jsonl" }
+    }
+
+    /// The OTLP collector's. One that refuses everything must not take the room of LangSmith's.
+    pub fn otlp(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), file: "dead-letters-otlp.jsonl" }
+    }
+
+    /// The file's name.
+    pub const fn file(&self) -> &'static str {
+        self.file
     }
 
     /// Parks a letter; it is durable when this returns. A kill before the upload's cursor is saved can park one twice.
@@ -156,7 +171,7 @@ impl DeadLetters {
         Ok(taken)
     }
 
-    /// Runs of the destination that are to be sent again: the first few.
+    /// What of the destination's is to be sent again: the first few.
     pub fn retries(&self, destination: &str, max: usize) -> io::Result<Retries> {
         let path = self.retry_path(destination);
         if !path.exists() {
@@ -189,7 +204,7 @@ impl DeadLetters {
     }
 
     fn path(&self) -> PathBuf {
-        self.dir.join("dead-letters.jsonl")
+        self.dir.join(self.file)
     }
 
     fn retry_path(&self, destination: &str) -> PathBuf {
@@ -300,6 +315,7 @@ mod tests {
             response: "no\nsuch field".to_owned(),
             run: if is_run { content() } else { None },
             feedback: if is_run { None } else { content() },
+            line: None,
         }
     }
 

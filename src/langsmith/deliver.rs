@@ -73,13 +73,13 @@ impl Delivery {
         while let Some(range) = pending.pop() {
             let part: Arc<[Run]> = runs.get(range.clone()).unwrap_or_default().into();
             let outcome = self.client.post_runs(&part).await;
-            self.metrics.upload_request(&outcome);
+            self.metrics.upload_request(&self.destination, &outcome);
             if !matches!(outcome, Outcome::Retry { .. }) {
                 backoff = Backoff::new(self.policy);
             }
             let wait = match outcome {
                 Outcome::Accepted => {
-                    self.metrics.uploaded("accepted", part.len() as u64);
+                    self.metrics.uploaded(&self.destination, "accepted", part.len() as u64);
                     self.pace.succeeded();
                     if self.pace.complained.swap(false, Ordering::Relaxed) {
                         tracing::info!("{} accepts runs again", self.destination);
@@ -94,7 +94,7 @@ impl Delivery {
                     continue;
                 }
                 Outcome::Duplicate => {
-                    self.metrics.uploaded("duplicate", 1);
+                    self.metrics.uploaded(&self.destination, "duplicate", 1);
                     continue;
                 }
                 Outcome::TooLarge => {
@@ -143,6 +143,7 @@ impl Delivery {
                 response: response.to_owned(),
                 run: run.whole().ok().and_then(|whole| RawValue::from_string(String::from_utf8(whole).ok()?).ok()),
                 feedback: None,
+                line: None,
             };
             loop {
                 let (letters, letter) = (Arc::clone(&self.dead_letters), letter.clone());
@@ -162,7 +163,7 @@ impl Delivery {
                 self.destination,
                 run.id
             );
-            self.metrics.uploaded("parked", 1);
+            self.metrics.uploaded(&self.destination, "parked", 1);
         }
         Ok(())
     }

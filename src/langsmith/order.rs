@@ -41,6 +41,14 @@ impl Order {
         Self { id, trace_id: id, parent: None, dotted: segment(id, start_us), start_us }
     }
 
+    /// Of [`Order::root`] the trace and the start alone, without writing anything down.
+    pub fn place(id: Uuid, start_us: u64, joined: Option<&str>) -> (Uuid, u64) {
+        match joined.and_then(|text| Caller::parse(text, id, start_us)) {
+            Some(caller) => (caller.trace_id, start_us.max(caller.start_us)),
+            None => (id, start_us),
+        }
+    }
+
     /// A child that started at `start_us`. Its id is made of the parent's and the label alone, so that a replay of the
     /// record makes the same run.
     pub fn child(&self, label: &str, start_us: u64) -> Self {

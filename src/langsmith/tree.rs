@@ -8,7 +8,7 @@ mod metadata;
 
 use std::sync::Arc;
 
-use parapet_engine::record::{Attempt, Content, GuardRecord, Record};
+use parapet_engine::record::{Attempt, Content, GuardRecord, Record, Usage};
 use serde_json::{Map, Value, json};
 
 use message::{choices, message};
@@ -42,7 +42,8 @@ pub fn tree(line: &Line, shape: &Shape) -> Vec<Run> {
         hide_outputs: shape.hide_outputs || withheld,
         ..shape.clone()
     };
-    let builder = Builder { line, record, shape: &shape, root: &root, end_us };
+    let digests = metadata::digests(record, shape.key.as_deref());
+    let builder = Builder { line, record, shape: &shape, root: &root, end_us, digests };
     let mut runs = vec![builder.root()];
     if let Some(guard) = &record.input_guard {
         runs.push(builder.guard("input-guard", guard));
@@ -95,6 +96,7 @@ struct Builder<'a> {
     shape: &'a Shape,
     root: &'a Order,
     end_us: u64,
+    digests: Vec<(&'static str, String)>,
 }
 
 impl Builder<'_> {
@@ -155,15 +157,16 @@ impl Builder<'_> {
             } else if !record.answers.is_empty() {
                 outputs.insert("choices".into(), choices(&record.answers));
             }
-            if let Some(usage) = self.usage() {
-                // At the top of the outputs, where LangSmith looks first; hidden outputs would take the counts along.
-                if self.shape.hide_outputs {
-                    metadata.insert("usage_metadata".into(), usage);
-                } else {
-                    outputs.insert("usage_metadata".into(), usage);
-                }
+        }
+        // One that failed or lost a race has used something as well, and is charged for it.
+        if let Some(used) = Used::of(record, index) {
+            // At the top of the outputs, where LangSmith looks first; hidden outputs would take the counts along.
+            if self.shape.hide_outputs {
+                metadata.insert("usage_metadata".into(), used.metadata());
+            } else {
+                outputs.insert("usage_metadata".into(), used.metadata());
             }
-            if record.usage.is_some_and(|usage| usage.estimated) {
+            if used.usage.estimated {
                 metadata.insert("usage_estimated".into(), true.into());
             }
         }
@@ -264,24 +267,6 @@ impl Builder<'_> {
         parameters
     }
 
-    fn usage(&self) -> Option<Value> {
-        let usage = self.record.usage?;
-        let mut value = json!({
-            "input_tokens": usage.prompt, "output_tokens": usage.completion, "total_tokens": usage.total(),
-        });
-        if usage.cached > 0 {
-            value["input_token_details"] = json!({ "cache_read": usage.cached });
-        }
-        if usage.reasoning > 0 {
-            value["output_token_details"] = json!({ "reasoning": usage.reasoning });
-        }
-        // 0 is also what an unpriced model has: LangSmith then looks into its own price table.
-        if self.record.cost_nanousd > 0 {
-            value["total_cost"] = usd(self.record.cost_nanousd).into();
-        }
-        Some(value)
-    }
-
     fn extra(&self, metadata: Map<String, Value>, parameters: Option<Map<String, Value>>) -> String {
         let metadata = if self.shape.hide_metadata { Map::new() } else { metadata };
         let mut extra = json!({
@@ -292,6 +277,54 @@ impl Builder<'_> {
             extra["invocation_params"] = Value::Object(parameters);
         }
         extra.to_string()
+    }
+}
+
+/// What one attempt used, and what its provider charges for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    pub usage: Usage,
+    /// Billionths of a US dollar; 0 is also what an unpriced model has.
+    pub cost_nanousd: u64,
+    /// Of it, for the completion.
+    output_nanousd: Option<u64>,
+}
+
+impl Used {
+    /// None for an attempt that was given nothing to do.
+    pub fn of(record: &Record, index: usize) -> Option<Self> {
+        let attempt = record.attempts.get(index)?;
+        if let Some(usage) = attempt.usage {
+            let cost_nanousd = attempt.cost_nanousd.unwrap_or_default();
+            return Some(Self { usage, cost_nanousd, output_nanousd: attempt.output_nanousd });
+        }
+        // A record that does not tell them apart: all of it is the answering one's.
+        let told_apart = record.attempts.iter().any(|attempt| attempt.usage.is_some());
+        let usage = record.usage.filter(|_| answered(record, index) && !told_apart)?;
+        Some(Self { usage, cost_nanousd: record.cost_nanousd, output_nanousd: None })
+    }
+
+    /// LangSmith's `usage_metadata`.
+    fn metadata(&self) -> Value {
+        let usage = self.usage;
+        let mut value = json!({
+            "input_tokens": usage.prompt, "output_tokens": usage.completion, "total_tokens": usage.total(),
+        });
+        if usage.cached > 0 {
+            value["input_token_details"] = json!({ "cache_read": usage.cached });
+        }
+        if usage.reasoning > 0 {
+            value["output_token_details"] = json!({ "reasoning": usage.reasoning });
+        }
+        // Without a price LangSmith looks into its own table.
+        if self.cost_nanousd > 0 {
+            value["total_cost"] = usd(self.cost_nanousd).into();
+            if let Some(output) = self.output_nanousd {
+                value["input_cost"] = usd(self.cost_nanousd.saturating_sub(output)).into();
+                value["output_cost"] = usd(output).into();
+            }
+        }
+        value
     }
 }
 

@@ -137,7 +137,7 @@ impl Uploader {
             let Ok(made) = made.await else { return (number, Err(Stopped)) };
             for (outcome, count) in [("not_sampled", made.left_out), ("unreadable", made.unreadable)] {
                 if count > 0 {
-                    metrics.uploaded(outcome, count);
+                    metrics.uploaded(&delivery.destination, outcome, count);
                 }
             }
             let mut result = delivery.runs(&made.runs).await;

@@ -13,13 +13,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use labels::Bound;
+use labels::{Bound, Labels};
 
-type Labels<const N: usize> = [(&'static str, String); N];
 type Counters<const N: usize> = Family<Labels<N>, Counter>;
 type Histograms<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
 /// Of a GenAI metric: an attribute without a value is left out.
-type Attributes = Vec<(&'static str, String)>;
+type Attributes = Labels<5>;
 type Conventional = Family<Attributes, Histogram, fn() -> Histogram>;
 type Level = Gauge<i64, std::sync::atomic::AtomicI64>;
 
@@ -96,8 +95,10 @@ pub struct Metrics {
     spool_depth: Level,
     spool_bytes: Level,
     spool_age: Gauge<f64, std::sync::atomic::AtomicU64>,
-    upload_runs: Counters<1>,
-    upload_requests: Counters<1>,
+    upload_runs: Counters<2>,
+    upload_requests: Counters<2>,
+    /// Of all destinations, since the start.
+    parked: std::sync::atomic::AtomicU64,
     als_entries: Counters<1>,
     otlp_spans: Counters<1>,
     otlp_requests: Counters<1>,
@@ -180,8 +181,10 @@ impl Metrics {
                 "Since the end of the oldest request that waits for upload; 0 when none does",
                 Gauge::default(),
             ),
-            upload_runs: add.counters("parapet_upload_runs", "Runs, by what became of their upload"),
-            upload_requests: add.counters("parapet_upload_requests", "Requests to LangSmith, by outcome"),
+            upload_runs: add
+                .counters("parapet_upload_runs", "Runs, by the LangSmith they are for and what became of their upload"),
+            upload_requests: add.counters("parapet_upload_requests", "Requests to each LangSmith, by outcome"),
+            parked: std::sync::atomic::AtomicU64::new(0),
             als_entries: add
                 .counters("parapet_als_entries", "Entries of the gRPC access log service, by what became of them"),
             otlp_spans: add.counters("parapet_otlp_spans", "Spans, by what became of their export"),

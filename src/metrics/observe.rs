@@ -1,7 +1,10 @@
 //! What is counted, and when.
 
+use std::sync::atomic::Ordering;
+
 use parapet_engine::record::{GuardRecord, Record};
 
+use super::labels::{Labels, Value, labels};
 use super::outcome::Outcome;
 use super::slo::{Observation, first_token_us, seconds};
 use super::{Attributes, Metrics};
@@ -17,10 +20,14 @@ const ERROR: &str = "error_type";
 const OURSELVES: &str = "parapet";
 
 /// What a GenAI metric must say, and whatever else has a value.
-fn attributes<const N: usize>(provider: String, model: String, more: [(&'static str, String); N]) -> Attributes {
-    let mut attributes = vec![(OPERATION, "chat".to_owned()), (PROVIDER, provider), (MODEL, model)];
-    attributes.extend(more.into_iter().filter(|(_, value)| !value.is_empty()));
-    attributes
+fn attributes(
+    provider: Value,
+    model: Value,
+    (name, value): (&'static str, Value),
+    outcome: Option<&'static str>,
+) -> Attributes {
+    let outcome = ("parapet_outcome", outcome.unwrap_or_default().into());
+    labels([(OPERATION, "chat".into()), (PROVIDER, provider), (MODEL, model), (name, value), outcome])
 }
 
 impl Metrics {
@@ -36,30 +43,34 @@ impl Metrics {
                 // The request ended before anything was decided.
                 ("pending", "none"),
             ] {
-                drop(self.guard_verdicts.get_or_create(&verdict_labels(side, verdict, action)));
+                drop(self.guard_verdicts.get_or_create(&verdict_labels(side, verdict.into(), action.into())));
             }
-            drop(self.guard_duration.get_or_create(&[("side", side.to_owned())]));
+            drop(self.guard_duration.get_or_create(&labels([("side", side.into())])));
         }
         for fallback in [false, true] {
-            drop(self.sent.get_or_create(&[("fallback", fallback.to_string())]));
+            drop(self.sent.get_or_create(&labels([("fallback", fallback.into())])));
         }
         for outcome in ["hit", "miss", "bypass"] {
-            drop(self.cache.get_or_create(&[("outcome", outcome.to_owned())]));
-        }
-        for outcome in ["accepted", "duplicate", "parked", "not_sampled", "unreadable"] {
-            drop(self.upload_runs.get_or_create(&[("outcome", outcome.to_owned())]));
-        }
-        for outcome in ["accepted", "duplicate", "too_large", "rejected", "not_found", "misconfigured", "retry"] {
-            drop(self.upload_requests.get_or_create(&[("outcome", outcome.to_owned())]));
+            drop(self.cache.get_or_create(&labels([("outcome", outcome.into())])));
         }
         for outcome in ["accepted", "refused"] {
-            drop(self.feedback.get_or_create(&[("outcome", outcome.to_owned())]));
+            drop(self.feedback.get_or_create(&labels([("outcome", outcome.into())])));
         }
         for reason in ["unrecorded", "not_ours", "unknown_version", "bad_record", "bad_id", "too_long"] {
-            drop(self.skipped.get_or_create(&[("reason", reason.to_owned())]));
+            drop(self.skipped.get_or_create(&labels([("reason", reason.into())])));
         }
         for event in ["rotated", "switched", "truncated", "lost", "rotate_failed"] {
-            drop(self.file_events.get_or_create(&[("event", event.to_owned())]));
+            drop(self.file_events.get_or_create(&labels([("event", event.into())])));
+        }
+    }
+
+    /// The same for a LangSmith. Its name is of the configuration, which bounds how many there are.
+    pub fn announce_destination(&self, name: &str) {
+        for outcome in ["accepted", "duplicate", "parked", "not_sampled", "unreadable"] {
+            drop(self.upload_runs.get_or_create(&destination_labels(name, outcome)));
+        }
+        for outcome in ["accepted", "duplicate", "too_large", "rejected", "not_found", "misconfigured", "retry"] {
+            drop(self.upload_requests.get_or_create(&destination_labels(name, outcome)));
         }
     }
 
@@ -71,16 +82,16 @@ impl Metrics {
         let reason = bounds.reason.label(record.reason.as_deref().unwrap_or_default());
         let outcome = Outcome::of(record);
         self.requests
-            .get_or_create(&[
+            .get_or_create(&labels([
                 ("tenant", tenant.clone()),
                 ("api", bounds.word.label(&record.api)),
                 ("status", bounds.status.label(&record.status.to_string())),
                 ("reason", reason.clone()),
-                ("outcome", outcome.label().to_owned()),
-            ])
+                ("outcome", outcome.label().into()),
+            ]))
             .inc();
         if matches!(record.reason.as_deref(), Some("rate_limit_exceeded" | "budget_exceeded")) {
-            self.quota_refusals.get_or_create(&[("tenant", tenant.clone()), ("reason", reason.clone())]).inc();
+            self.quota_refusals.get_or_create(&labels([("tenant", tenant.clone()), ("reason", reason.clone())])).inc();
         }
         let Some(observation) = Observation::of(record) else { return };
         self.chat(record, &observation, reason);
@@ -92,34 +103,34 @@ impl Metrics {
             }
         }
         if let Some(cache) = &record.cache {
-            self.cache.get_or_create(&[("outcome", bounds.word.label(&cache.outcome))]).inc();
+            self.cache.get_or_create(&labels([("outcome", bounds.word.label(&cache.outcome))])).inc();
         }
     }
 
-    fn chat(&self, record: &Record, observation: &Observation, reason: String) {
+    fn chat(&self, record: &Record, observation: &Observation, reason: Value) {
         // Until a request is let in its model is whatever the client wrote: such names must not use up the bound.
         let model = match observation.outcome {
-            Outcome::Refused => "none".to_owned(),
+            Outcome::Refused => "none".into(),
             _ => self.bounds.model.label(&record.model),
         };
         let provider = match record.attempts.last() {
             Some(last) => self.bounds.provider.label(&last.provider),
-            None => OURSELVES.to_owned(),
+            None => OURSELVES.into(),
         };
         let error = match (observation.outcome, reason.as_str()) {
-            (Outcome::Answered | Outcome::OutputBlocked, _) => String::new(),
-            (Outcome::Aborted, _) => "aborted".to_owned(),
-            (_, "none") => "cut".to_owned(),
+            (Outcome::Answered | Outcome::OutputBlocked, _) => "".into(),
+            (Outcome::Aborted, _) => "aborted".into(),
+            (_, "none") => "cut".into(),
             _ => reason,
         };
-        let outcome = observation.outcome.label().to_owned();
+        let outcome = Some(observation.outcome.label());
         self.request_duration
-            .get_or_create(&attributes(provider.clone(), model.clone(), [(ERROR, error), ("parapet_outcome", outcome)]))
+            .get_or_create(&attributes(provider.clone(), model.clone(), (ERROR, error), outcome))
             .observe(seconds(record.start_us, record.end_us));
         // For the service level only streams count; here the label tells them apart.
         if let Some(first) = first_token_us(record) {
             self.time_to_first_token
-                .get_or_create(&attributes(provider, model, [("parapet_stream", record.stream.to_string())]))
+                .get_or_create(&attributes(provider, model, ("parapet_stream", record.stream.into()), None))
                 .observe(seconds(record.start_us, first));
         }
     }
@@ -130,18 +141,23 @@ impl Metrics {
             let provider = bounds.provider.label(&attempt.provider);
             let outcome = bounds.word.label(&attempt.outcome);
             if let Some(end) = attempt.end_us {
-                let error = if attempt.outcome == "ok" { String::new() } else { outcome.clone() };
+                let error = if attempt.outcome == "ok" { "".into() } else { outcome.clone() };
                 self.operation_duration
-                    .get_or_create(&attributes(provider.clone(), bounds.model.label(&attempt.model), [(ERROR, error)]))
+                    .get_or_create(&attributes(
+                        provider.clone(),
+                        bounds.model.label(&attempt.model),
+                        (ERROR, error),
+                        None,
+                    ))
                     .observe(seconds(attempt.start_us, end));
             }
-            self.attempts.get_or_create(&[("provider", provider), ("outcome", outcome)]).inc();
+            self.attempts.get_or_create(&labels([("provider", provider), ("outcome", outcome)])).inc();
         }
     }
 
-    fn paid(&self, record: &Record, observation: &Observation, tenant: String) {
+    fn paid(&self, record: &Record, observation: &Observation, tenant: Value) {
         if let Some(fell_back) = observation.fell_back {
-            self.sent.get_or_create(&[("fallback", fell_back.to_string())]).inc();
+            self.sent.get_or_create(&labels([("fallback", fell_back.into())])).inc();
         }
         if let Some(cost) = observation.cost {
             self.cost.observe(cost);
@@ -149,12 +165,13 @@ impl Metrics {
         // A cached answer's usage was paid for once, by the request that made it.
         let (Some(usage), Some(last)) = (record.usage, record.attempts.last()) else { return };
         for (kind, count) in [("input", usage.prompt), ("output", usage.completion)] {
-            self.tokens.get_or_create(&[("tenant", tenant.clone()), ("type", kind.to_owned())]).inc_by(count);
+            self.tokens.get_or_create(&labels([("tenant", tenant.clone()), ("type", kind.into())])).inc_by(count);
             self.token_usage
                 .get_or_create(&attributes(
                     self.bounds.provider.label(&last.provider),
                     self.bounds.model.label(&last.model),
-                    [("gen_ai_token_type", kind.to_owned())],
+                    ("gen_ai_token_type", kind.into()),
+                    None,
                 ))
                 .observe(count as f64);
         }
@@ -162,15 +179,15 @@ impl Metrics {
 
     fn guard(&self, side: &'static str, guard: &GuardRecord) {
         let bounds = &self.bounds;
-        let labels = verdict_labels(side, &bounds.word.label(&guard.verdict), &bounds.word.label(&guard.action));
-        self.guard_verdicts.get_or_create(&labels).inc();
+        let (verdict, action) = (bounds.word.label(&guard.verdict), bounds.word.label(&guard.action));
+        self.guard_verdicts.get_or_create(&verdict_labels(side, verdict, action)).inc();
         for category in &guard.categories {
             self.guard_categories
-                .get_or_create(&[("side", side.to_owned()), ("category", bounds.category.label(category))])
+                .get_or_create(&labels([("side", side.into()), ("category", bounds.category.label(category))]))
                 .inc();
         }
         if let (Some(start), Some(end)) = (guard.start_us, guard.end_us) {
-            self.guard_duration.get_or_create(&[("side", side.to_owned())]).observe(seconds(start, end));
+            self.guard_duration.get_or_create(&labels([("side", side.into())])).observe(seconds(start, end));
         }
     }
 
@@ -179,12 +196,12 @@ impl Metrics {
     }
 
     pub fn skipped(&self, why: &Skipped, lines: u64) {
-        self.skipped.get_or_create(&[("reason", why.label().to_owned())]).inc_by(lines);
+        self.skipped.get_or_create(&labels([("reason", why.label().into())])).inc_by(lines);
     }
 
     /// `rotated`, `truncated`, `lost` or `rotate_failed`.
     pub fn file_event(&self, event: &'static str) {
-        self.file_events.get_or_create(&[("event", event.to_owned())]).inc();
+        self.file_events.get_or_create(&labels([("event", event.into())])).inc();
     }
 
     pub fn write_failed(&self) {
@@ -202,7 +219,7 @@ impl Metrics {
 
     /// Runs that went to the dead-letter file since the start.
     pub fn parked(&self) -> u64 {
-        self.upload_runs.get_or_create(&[("outcome", "parked".to_owned())]).get()
+        self.parked.load(Ordering::Relaxed)
     }
 
     pub fn spool(&self, stats: spool::Stats) {
@@ -222,15 +239,18 @@ impl Metrics {
 
     pub fn cache_lookup(&self, hit: bool) {
         let result = if hit { "hit" } else { "miss" };
-        self.cache_lookups.get_or_create(&[("result", result.to_owned())]).inc();
+        self.cache_lookups.get_or_create(&labels([("result", result.into())])).inc();
     }
 
     /// What became of runs: `accepted`, `duplicate`, `parked`, `not_sampled`, `unreadable`.
-    pub fn uploaded(&self, outcome: &'static str, runs: u64) {
-        self.upload_runs.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(runs);
+    pub fn uploaded(&self, destination: &str, outcome: &'static str, runs: u64) {
+        self.upload_runs.get_or_create(&destination_labels(destination, outcome)).inc_by(runs);
+        if outcome == "parked" {
+            self.parked.fetch_add(runs, Ordering::Relaxed);
+        }
     }
 
-    pub fn upload_request(&self, outcome: &Uploaded) {
+    pub fn upload_request(&self, destination: &str, outcome: &Uploaded) {
         let label = match outcome {
             Uploaded::Accepted => "accepted",
             Uploaded::Duplicate => "duplicate",
@@ -240,32 +260,32 @@ impl Metrics {
             Uploaded::Misconfigured { .. } => "misconfigured",
             Uploaded::Retry { .. } => "retry",
         };
-        self.upload_requests.get_or_create(&[("outcome", label.to_owned())]).inc();
+        self.upload_requests.get_or_create(&destination_labels(destination, label)).inc();
     }
 
     /// `get`: `hit`, `miss`, `timeout`, `failed`, `invalid` (not an entry of ours) or `resting` (not asked after a
     /// failure); `set`: `stored`, `failed`, `too_large` or `dropped`.
     pub fn redis(&self, operation: &'static str, outcome: &'static str) {
-        self.cache_redis.get_or_create(&[("operation", operation.to_owned()), ("outcome", outcome.to_owned())]).inc();
+        self.cache_redis.get_or_create(&labels([("operation", operation.into()), ("outcome", outcome.into())])).inc();
     }
 
     /// `taken`, `without_line`, `not_a_line`, `too_long`; and `stream_broken`, which may have lost some.
     pub fn als_entry(&self, outcome: &'static str) {
-        self.als_entries.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+        self.als_entries.get_or_create(&labels([("outcome", outcome.into())])).inc();
     }
 
     /// What became of spans: `accepted`, `rejected` (by a collector that took the others), `parked`, `not_sampled`,
     /// `unreadable`.
     pub fn otlp_spans(&self, outcome: &'static str, spans: u64) {
-        self.otlp_spans.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(spans);
+        self.otlp_spans.get_or_create(&labels([("outcome", outcome.into())])).inc_by(spans);
     }
 
     pub fn otlp_request(&self, outcome: &'static str) {
-        self.otlp_requests.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+        self.otlp_requests.get_or_create(&labels([("outcome", outcome.into())])).inc();
     }
 
     pub fn feedback(&self, outcome: &'static str) {
-        self.feedback.get_or_create(&[("outcome", outcome.to_owned())]).inc();
+        self.feedback.get_or_create(&labels([("outcome", outcome.into())])).inc();
     }
 
     pub fn feedback_pending(&self, count: usize) {
@@ -273,12 +293,16 @@ impl Metrics {
     }
 
     pub fn audited(&self, side: &'static str) {
-        self.audit_events.get_or_create(&[("side", side.to_owned())]).inc();
+        self.audit_events.get_or_create(&labels([("side", side.into())])).inc();
     }
 }
 
-fn verdict_labels(side: &str, verdict: &str, action: &str) -> [(&'static str, String); 3] {
-    [("side", side.to_owned()), ("verdict", verdict.to_owned()), ("action", action.to_owned())]
+fn verdict_labels(side: &'static str, verdict: Value, action: Value) -> Labels<3> {
+    labels([("side", side.into()), ("verdict", verdict), ("action", action)])
+}
+
+fn destination_labels(destination: &str, outcome: &'static str) -> Labels<2> {
+    labels([("destination", destination.to_owned().into()), ("outcome", outcome.into())])
 }
 
 fn level(value: u64) -> i64 {
@@ -326,6 +350,26 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn each_langsmith_is_counted_for_itself() {
+        let metrics = Metrics::new();
+        metrics.announce_destination("a");
+        metrics.announce_destination("b");
+        metrics.uploaded("a", "accepted", 5);
+        metrics.uploaded("a", "parked", 2);
+        metrics.uploaded("b", "parked", 1);
+        metrics.upload_request("b", &Uploaded::TooLarge);
+        let text = metrics.encode().unwrap();
+        for line in [
+            r#"parapet_upload_runs_total{destination="a",outcome="accepted"} 5"#,
+            r#"parapet_upload_runs_total{destination="b",outcome="accepted"} 0"#,
+            r#"parapet_upload_requests_total{destination="b",outcome="too_large"} 1"#,
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert_eq!(metrics.parked(), 3);
     }
 
     #[test]

@@ -3,19 +3,22 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use prost::Message as _;
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 use super::client::{Client, Outcome};
-use super::dead_letter::DeadLetters;
 use super::proto::{
     ExportTraceServiceRequest, InstrumentationScope, KeyValue, Resource, ResourceSpans, ScopeSpans, Span,
 };
 use super::tree;
 use crate::accesslog::line;
 use crate::langsmith::config::Config as Sampling;
+use crate::langsmith::dead_letter::{DeadLetters, Letter};
+use crate::langsmith::deliver::now_us;
+use crate::langsmith::order::iso;
 use crate::langsmith::retry::{Backoff, Policy};
 use crate::metrics::Metrics;
 use crate::spool::Queue;
@@ -30,13 +33,15 @@ const BATCH_BYTES: usize = 8 << 20;
 const REQUEST_BYTES: usize = 4 << 20;
 /// A body that is answered with 500 so many times in a row is taken to be what is wrong.
 const MAX_FAILURES: u32 = 8;
+/// Between two looks for dead letters that are to be sent again.
+const LOOK: Duration = Duration::from_secs(1);
 
 pub struct Exporter {
     pub client: Arc<Client>,
     /// `LANGSMITH_TRACING_SAMPLING_RATE` holds for the trace, wherever it goes.
     pub sampling: Arc<Sampling>,
     pub queue: Queue,
-    pub dead_letters: DeadLetters,
+    pub dead_letters: Arc<DeadLetters>,
     pub metrics: Arc<Metrics>,
     pub policy: Policy,
     /// True when the process is to end.
@@ -50,6 +55,7 @@ struct Stopped;
 /// A record and its spans.
 #[derive(Debug, Clone)]
 struct Traced {
+    id: uuid::Uuid,
     line: usize,
     spans: Vec<Span>,
     size: usize,
@@ -58,7 +64,14 @@ struct Traced {
 impl Exporter {
     /// Exports until the process is to end.
     pub async fn run(mut self) {
+        let mut looked = None;
         while !*self.stop.borrow() {
+            if looked.is_none_or(|at: Instant| at.elapsed() >= LOOK) {
+                looked = Some(Instant::now());
+                if self.send_again().await.is_err() {
+                    return;
+                }
+            }
             let batch = match self.queue.read(BATCH_LINES, BATCH_BYTES).await {
                 Ok(batch) => batch,
                 Err(error) => {
@@ -73,6 +86,7 @@ impl Exporter {
                 tokio::select! {
                     () = self.queue.changed() => {}
                     _ = self.stop.changed() => {}
+                    () = tokio::time::sleep(LOOK) => {}
                 }
                 continue;
             }
@@ -85,6 +99,30 @@ impl Exporter {
                 if self.pause(Duration::from_secs(1)).await.is_err() {
                     return;
                 }
+            }
+        }
+    }
+
+    /// Exports the dead letters that an operator wants to be sent again; what is refused once more is parked once more.
+    async fn send_again(&mut self) -> Result<(), Stopped> {
+        const AT_ONCE: usize = 100;
+        let name = self.queue.destination().to_owned();
+        loop {
+            let retries = match self.dead_letters.retries(&name, AT_ONCE) {
+                Ok(retries) if retries.is_empty() => return Ok(()),
+                Ok(retries) => retries,
+                Err(error) => {
+                    tracing::error!("dead letters cannot be read: {error}; looked at again later");
+                    return Ok(());
+                }
+            };
+            let line = |letter: &Letter| letter.line.as_ref().map(|line| line.get().as_bytes().to_vec());
+            let lines: Vec<Vec<u8>> = retries.letters.iter().filter_map(line).collect();
+            let traced = self.trace(&lines);
+            self.deliver(&lines, &traced).await?;
+            while let Err(error) = self.dead_letters.retried(&name, &retries) {
+                tracing::error!("retried dead letters cannot be removed: {error}; trying again");
+                self.pause(Duration::from_secs(1)).await?;
             }
         }
     }
@@ -106,7 +144,7 @@ impl Exporter {
             match tree::spans(&line, &self.client.config().shape) {
                 Ok(spans) if wanted => {
                     let size = spans.iter().map(Span::encoded_len).sum();
-                    traced.push(Traced { line: index, spans, size });
+                    traced.push(Traced { id: line.id, line: index, spans, size });
                 }
                 Ok(spans) => self.metrics.otlp_spans("not_sampled", spans.len() as u64),
                 Err(tree::NotSampled) => self.metrics.otlp_spans("not_sampled", 1),
@@ -232,27 +270,33 @@ impl Exporter {
         message: &str,
     ) -> Result<(), Stopped> {
         self.metrics.otlp_spans("rejected", rejected);
-        tracing::error!("the OTLP collector refused {rejected} spans; the records are in the dead-letter file");
+        tracing::error!("the OTLP collector refused {rejected} spans; the records are dead letters now");
         self.keep(lines, part, 200, message).await
     }
 
     async fn park(&mut self, lines: &[Vec<u8>], part: &[Traced], status: u16, why: &str) -> Result<(), Stopped> {
         let spans = part.iter().map(|traced| traced.spans.len() as u64).sum();
         self.metrics.otlp_spans("parked", spans);
-        tracing::error!(
-            "the OTLP collector refused {spans} spans with status {status}; they are in the dead-letter file"
-        );
+        tracing::error!("the OTLP collector refused {spans} spans with status {status}; they are dead letters now");
         self.keep(lines, part, status, why).await
     }
 
     async fn keep(&mut self, lines: &[Vec<u8>], part: &[Traced], status: u16, why: &str) -> Result<(), Stopped> {
         for traced in part {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-            let now = u64::try_from(now).unwrap_or(u64::MAX);
             let line = lines.get(traced.line).map(Vec::as_slice).unwrap_or_default();
-            while let Err(error) = self.dead_letters.park(line, status, why, now) {
-                tracing::error!("the dead-letter file cannot be written: {error}; trying again");
-                self.pause(Duration::from_secs(1)).await?;
+            let letter = Letter {
+                id: traced.id.to_string(),
+                time: iso(now_us()),
+                destination: self.queue.destination().to_owned(),
+                status,
+                response: why.to_owned(),
+                run: None,
+                feedback: None,
+                line: serde_json::from_slice::<Box<RawValue>>(line).ok(),
+            };
+            while let Err(error) = self.dead_letters.park(&letter) {
+                tracing::error!("refused spans cannot be put aside: {error}; trying again");
+                self.pause(self.policy.operator).await?;
             }
         }
         Ok(())

@@ -6,9 +6,11 @@
 pub mod client;
 pub mod config;
 pub mod context;
-pub mod dead_letter;
 pub mod export;
 mod messages;
 pub mod proto;
 mod span;
 pub mod tree;
+
+/// The export's name in the spool and on its dead letters; the uploads have their addresses, which hold no such letter.
+pub const DESTINATION: &str = "@otlp";

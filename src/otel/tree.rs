@@ -11,7 +11,7 @@ use super::span::{Draft, span_id};
 use crate::accesslog::line::Line;
 use crate::langsmith::order::Order;
 use crate::langsmith::run::{Run, RunType};
-use crate::langsmith::tree::{self, Failure};
+use crate::langsmith::tree::{self, Failure, Used};
 
 /// What the operator chose about every span.
 #[derive(Debug, Clone, Default)]
@@ -103,7 +103,7 @@ impl Builder<'_> {
         draft.set("parapet.attempts", record.attempts.len() as u64);
         draft.maybe("parapet.cache", record.cache.as_ref().map(|cache| cache.outcome.as_str()));
         draft.maybe("parapet.first_token_s", record.first_token_us.map(|first| seconds(record.start_us, first)));
-        draft.maybe("parapet.cost_usd", self.cost());
+        draft.maybe("parapet.cost_usd", usd(record.cost_nanousd));
         draft.maybe("parapet.client_aborted", record.client_aborted.then_some(true));
         self.identity(&mut draft);
         if !self.shape.runs.hide_metadata {
@@ -147,8 +147,10 @@ impl Builder<'_> {
         draft.maybe("gen_ai.response.time_to_first_chunk", first);
         self.identity(&mut draft);
         let answered = tree::answered(record, index);
+        if let Some(used) = Used::of(record, index) {
+            usage(&mut draft, used);
+        }
         if answered {
-            self.usage(&mut draft);
             // What a guard replaced is not how the model finished.
             if !tree::replaced(record) {
                 let reasons: Vec<String> =
@@ -247,21 +249,6 @@ impl Builder<'_> {
         }
     }
 
-    fn usage(&self, draft: &mut Draft) {
-        let Some(usage) = self.record.usage else { return };
-        draft.set("gen_ai.usage.input_tokens", usage.prompt);
-        draft.set("gen_ai.usage.output_tokens", usage.completion);
-        draft.maybe("gen_ai.usage.cache_read.input_tokens", (usage.cached > 0).then_some(usage.cached));
-        draft.maybe("gen_ai.usage.reasoning.output_tokens", (usage.reasoning > 0).then_some(usage.reasoning));
-        draft.maybe("parapet.usage_estimated", usage.estimated.then_some(true));
-        draft.maybe("parapet.cost_usd", self.cost());
-    }
-
-    /// US dollars; none for what has no price.
-    fn cost(&self) -> Option<f64> {
-        (self.record.cost_nanousd > 0).then(|| self.record.cost_nanousd as f64 / 1e9)
-    }
-
     fn content(&self, draft: &mut Draft, answered: bool) {
         let record = self.record;
         if !self.shape.content {
@@ -275,6 +262,21 @@ impl Builder<'_> {
             draft.set("gen_ai.output.messages", messages::output(&record.answers));
         }
     }
+}
+
+fn usage(draft: &mut Draft, used: Used) {
+    let usage = used.usage;
+    draft.set("gen_ai.usage.input_tokens", usage.prompt);
+    draft.set("gen_ai.usage.output_tokens", usage.completion);
+    draft.maybe("gen_ai.usage.cache_read.input_tokens", (usage.cached > 0).then_some(usage.cached));
+    draft.maybe("gen_ai.usage.reasoning.output_tokens", (usage.reasoning > 0).then_some(usage.reasoning));
+    draft.maybe("parapet.usage_estimated", usage.estimated.then_some(true));
+    draft.maybe("parapet.cost_usd", usd(used.cost_nanousd));
+}
+
+/// US dollars; none for what has no price.
+fn usd(nanousd: u64) -> Option<f64> {
+    (nanousd > 0).then(|| nanousd as f64 / 1e9)
 }
 
 /// `gen_ai.operation.name` of an endpoint's calls.

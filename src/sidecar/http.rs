@@ -47,20 +47,17 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/feedback", post(feedback::handle))
         .layer(DefaultBodyLimit::max(MAX_FEEDBACK_BODY))
         .with_state(Arc::clone(&shared.feedback));
-    // What Envoy asks has whatever `Host` its configuration gives it; what people read has one of ours.
-    let read = Router::new()
+    // Envoy comes under one of our names as well: its configuration rewrites what the client called it.
+    Router::new()
         .route("/metrics", get(metrics))
         .route("/runs", get(runs))
-        .with_state(shared.clone())
-        .merge(dashboard::routes(shared.pages.clone()))
-        .layer(middleware::from_fn_with_state(shared.hosts.clone(), hosts::check));
-    Router::new()
         .route("/internal/cache/{key}", get(cached))
         .route(parapet_engine::admission::PATH, get(async |State(shared): State<Shared>| shared.load.report()))
-        .route("/healthz", get(async || "ok\n"))
-        .with_state(shared)
-        .merge(read)
+        .with_state(shared.clone())
+        .merge(dashboard::routes(shared.pages.clone()))
         .merge(feedback)
+        .layer(middleware::from_fn_with_state(shared.hosts.clone(), hosts::check))
+        .route("/healthz", get(async || "ok\n"))
 }
 
 async fn cached(State(shared): State<Shared>, Path(key): Path<String>) -> Response {

@@ -184,14 +184,23 @@ async fn what_people_read_is_given_out_under_our_own_names_only() {
     write(dir.path(), MINE, "acme");
     let page = format!("/requests/{MINE}");
     until(async || running.get(&page).await.0 == 200).await;
-    for path in ["/", &page, "/runs", "/metrics", "/style.css"] {
+    let key = format!("/internal/cache/{}", "ab".repeat(32));
+    for path in ["/", &page, "/runs", "/metrics", "/style.css", &key, parapet_engine::admission::PATH] {
         let url = format!("{}{path}", running.url);
         for (host, status) in [("evil.example", 403), ("localhost:1", 200)] {
             let answer = running.http.get(&url).header("host", host).send().await.unwrap();
             assert_eq!(answer.status(), status, "{path} as {host}");
         }
     }
-    // Envoy asks under whatever name its configuration or its client gave.
+    // A page elsewhere whose name leads here is of the same origin to the browser, and may set any header.
+    let vote = json!({ "trace_id": MINE, "score": 1 });
+    for (host, status) in [("evil.example", 403), ("127.0.0.1:9090", 202)] {
+        let vote = running.http.post(format!("{}/feedback", running.url)).json(&vote);
+        let answer = vote.header("host", host).header("x-parapet-tenant", "acme").send().await.unwrap();
+        assert_eq!(answer.status(), status, "{host}");
+    }
+    assert!(running.get("/metrics").await.1.contains(r#"parapet_feedback_total{outcome="accepted"} 1"#));
+    // A probe of an orchestrator has a name of its own, and learns nothing.
     let asked = running.http.get(format!("{}/healthz", running.url)).header("host", "parapet.example");
     assert_eq!(asked.send().await.unwrap().status(), 200);
 

@@ -1,4 +1,4 @@
-//! `parapet spool`: what waits for LangSmith, and what is to become of what it refused.
+//! `parapet spool`: what waits for LangSmith and the OTLP collector, and what is to become of what they refused.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use crate::langsmith::deliver::now_us;
 
 /// Dead letters shown, the newest.
 const SHOWN: usize = 20;
-/// Of LangSmith's answer.
+/// Of the server's answer.
 const RESPONSE: usize = 160;
 
 #[derive(Debug, clap::Subcommand)]
@@ -87,34 +87,54 @@ fn act(
     ids: &[String],
     act: fn(&DeadLetters, &Selection) -> std::io::Result<u64>,
 ) -> anyhow::Result<u64> {
-    let letters = DeadLetters::new(dir);
-    if ids.is_empty() {
-        return act(&letters, &Selection::All).context("the dead letters cannot be changed");
+    let files = files(dir);
+    let mut selection = Selection::All;
+    if !ids.is_empty() {
+        let wanted: BTreeSet<String> = ids.iter().cloned().collect();
+        let mut known = BTreeSet::new();
+        for letters in &files {
+            letters.for_each(|letter| known.extend([letter.id.clone()])).context("the dead letters cannot be read")?;
+        }
+        if let Some(unknown) = wanted.difference(&known).next() {
+            bail!("{unknown} is no dead letter's id; `parapet spool status --all` shows them. Nothing was changed");
+        }
+        selection = Selection::Ids(wanted);
     }
-    let wanted: BTreeSet<String> = ids.iter().cloned().collect();
-    let mut known = BTreeSet::new();
-    letters.for_each(|letter| known.extend([letter.id.clone()])).context("the dead letters cannot be read")?;
-    if let Some(unknown) = wanted.difference(&known).next() {
-        bail!("{unknown} is no dead letter's id; `parapet spool status --all` shows them. Nothing was changed");
+    let mut count = 0;
+    for letters in &files {
+        count += act(letters, &selection).with_context(|| format!("{} cannot be changed", letters.file()))?;
     }
-    act(&letters, &Selection::Ids(wanted)).context("the dead letters cannot be changed")
+    Ok(count)
+}
+
+fn files(dir: &std::path::Path) -> [DeadLetters; 2] {
+    [DeadLetters::new(dir), DeadLetters::otlp(dir)]
 }
 
 fn show(dir: &std::path::Path, all: bool) -> anyhow::Result<String> {
     let status = status::inspect(dir).with_context(|| format!("the spool in {} cannot be read", dir.display()))?;
-    let dead = DeadLetters::new(dir);
-    let mut letters: Vec<String> = Vec::new();
+    let files = files(dir);
+    // By their time: ISO 8601 sorts.
+    let mut letters: Vec<(String, String)> = Vec::new();
     let mut counts: std::collections::BTreeMap<String, u64> = std::collections::BTreeMap::new();
-    let unreadable = dead
-        .for_each(|letter| {
-            *counts.entry(letter.destination.clone()).or_default() += 1;
-            letters.push(describe(letter));
-            if !all && letters.len() > SHOWN {
-                letters.remove(0);
-            }
-        })
-        .context("the dead letters cannot be read")?;
-    let again = dead.waiting().context("the dead letters that go back cannot be read")?;
+    let mut unreadable = 0;
+    for dead in &files {
+        unreadable += dead
+            .for_each(|letter| {
+                *counts.entry(letter.destination.clone()).or_default() += 1;
+                letters.push((letter.time.clone(), describe(letter)));
+                if !all && letters.len() > SHOWN * 2 {
+                    letters.sort();
+                    letters.drain(..SHOWN);
+                }
+            })
+            .with_context(|| format!("{} cannot be read", dead.file()))?;
+    }
+    letters.sort();
+    if !all {
+        letters.drain(..letters.len().saturating_sub(SHOWN));
+    }
+    let again = files[0].waiting().context("the dead letters that go back cannot be read")?;
     let names: Vec<String> = status.destinations.iter().map(|destination| destination.name.clone()).collect();
     let feedback = queue::count(&dir.join("feedback.jsonl"), &names).context("the feedback queue cannot be read")?;
 
@@ -141,17 +161,21 @@ fn show(dir: &std::path::Path, all: bool) -> anyhow::Result<String> {
     let again = again.get("feedback").copied().unwrap_or_default();
     let _ = writeln!(text, "feedback: {feedback} wait; {again} being sent again");
     if unreadable > 0 {
-        let _ = writeln!(text, "{unreadable} lines of dead-letters.jsonl cannot be read");
+        let _ = writeln!(text, "{unreadable} dead letters cannot be read");
     }
     if !letters.is_empty() {
         text.push_str("\ndead letters, the newest last:\n");
-        letters.iter().for_each(|letter| text.push_str(letter));
+        letters.iter().for_each(|(_, letter)| text.push_str(letter));
     }
     Ok(text)
 }
 
 fn describe(letter: &Letter) -> String {
-    let kind = if letter.feedback.is_some() { "feedback" } else { "run" };
+    let kind = match letter {
+        Letter { feedback: Some(_), .. } => "feedback",
+        Letter { line: Some(_), .. } => "spans",
+        _ => "run",
+    };
     // What a server sent must not move the terminal's cursor.
     let response: String = letter.response.chars().take(RESPONSE).flat_map(char::escape_debug).collect();
     let Letter { id, time, destination, status, .. } = letter;
@@ -180,6 +204,7 @@ mod tests {
             response: "bad\u{1b}[2J field".to_owned(),
             run: RawValue::from_string("{}".to_owned()).ok(),
             feedback: None,
+            line: None,
         }
     }
 
@@ -232,7 +257,23 @@ mod tests {
         let text = said(dir.path(), |data| Command::Status { data, all: true }).unwrap();
         assert!(text.contains("; 22 dead letters; 2 being sent again"), "{text}");
         assert_eq!(text.matches("status 422").count(), 22);
-        said(dir.path(), |data| Command::Drop { data, ids: Vec::new(), yes: true }).unwrap();
+        let spans = Letter {
+            destination: crate::otel::DESTINATION.to_owned(),
+            line: RawValue::from_string("{}".to_owned()).ok(),
+            run: None,
+            time: "2026-11-23T08:41:45.000000+00:00".to_owned(),
+            ..letter(&format!("99{}", &ID[2..]))
+        };
+        let collector = DeadLetters::otlp(&dir.path().join("spool"));
+        collector.park(&spans).unwrap();
+        collector.park(&Letter { id: format!("98{}", &ID[2..]), ..spans.clone() }).unwrap();
+        let text = said(dir.path(), |data| Command::Status { data, all: true }).unwrap();
+        assert!(text.contains("@otlp: not configured any more; 2 dead letters"), "{text}");
+        assert!(text.contains("newest last:\n  98") && text.contains("  spans  @otlp"), "{text}");
+        assert!(retry(&[&spans.id]).unwrap().starts_with("1 dead letters go"));
+        assert_eq!(collector.retries("@otlp", 9).unwrap().letters[0].id, spans.id);
+        let dropped = said(dir.path(), |data| Command::Drop { data, ids: Vec::new(), yes: true }).unwrap();
+        assert_eq!(dropped, "23 dead letters dropped\n");
         assert!(!said(dir.path(), status).unwrap().contains("status 422"));
     }
 }

@@ -25,12 +25,17 @@ pub struct Index {
     known: HashMap<Uuid, Known>,
     order: VecDeque<Uuid>,
     tenants: HashSet<Arc<str>>,
+    /// Names that no run holds any more are looked for when there are so many.
+    sweep_at: usize,
     capacity: usize,
 }
 
+/// Tenants' names for which nobody looks through all of them.
+const MANY: usize = 4096;
+
 impl Index {
     pub fn new(capacity: usize) -> Self {
-        Self { known: HashMap::new(), order: VecDeque::new(), tenants: HashSet::new(), capacity }
+        Self { known: HashMap::new(), order: VecDeque::new(), tenants: HashSet::new(), sweep_at: MANY, capacity }
     }
 
     pub fn get(&self, id: Uuid) -> Option<&Known> {
@@ -62,12 +67,13 @@ impl Index {
 
     /// One copy of each tenant's name; names that no run holds any more go when there are too many.
     fn intern(&mut self, tenant: &str) -> Arc<str> {
-        const MANY: usize = 4096;
         if let Some(known) = self.tenants.get(tenant) {
             return Arc::clone(known);
         }
-        if self.tenants.len() >= MANY {
+        if self.tenants.len() >= self.sweep_at {
             self.tenants.retain(|name| Arc::strong_count(name) > 1);
+            // Only when as many new ones have come: with very many tenants each new one would look through all.
+            self.sweep_at = (2 * self.tenants.len()).max(MANY);
         }
         let name: Arc<str> = tenant.into();
         self.tenants.insert(Arc::clone(&name));
@@ -78,6 +84,22 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tenants_names_are_few_when_runs_are_and_are_not_swept_for_each_run_when_they_are_many() {
+        let fill = |capacity| {
+            let mut index = Index::new(capacity);
+            for number in 0..50_000_u128 {
+                let id = Uuid::from_u128(number);
+                index.insert(id, &format!("tenant-{number}"), id, 0, true);
+            }
+            (index.tenants.len(), index.sweep_at)
+        };
+        let (names, sweep_at) = fill(10);
+        assert!(names <= MANY && sweep_at == MANY, "{names} {sweep_at}");
+        let (names, sweep_at) = fill(100_000);
+        assert!(names == 50_000 && sweep_at > 50_000, "{names} {sweep_at}");
+    }
 
     #[test]
     fn the_oldest_is_forgotten_and_a_known_one_is_refused() {

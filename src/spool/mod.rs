@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -64,6 +65,8 @@ pub struct Spool {
     state: Mutex<State>,
     /// Held while cursors are saved: one destination's progress must not overwrite another's.
     saving: Mutex<()>,
+    /// Progress that is in memory alone was complained of.
+    unsaved: AtomicBool,
     changed: watch::Sender<()>,
 }
 
@@ -120,6 +123,7 @@ impl Spool {
             active: Mutex::new(active),
             state: Mutex::new(State { segments, cursors, published: end, waiting, unpublished: 0 }),
             saving: Mutex::new(()),
+            unsaved: AtomicBool::new(false),
             changed: watch::Sender::new(()),
         };
         match segments::save_cursors(&spool.options.dir, &spool.lock().cursors) {
@@ -167,6 +171,19 @@ impl Spool {
             segment.touched = SystemTime::now();
         }
         Ok(())
+    }
+
+    /// The same for as many of the lines, from the first on, as a disk that is nearly full has room for: how many. At least
+    /// one, or it is an error.
+    pub fn append_some(&self, lines: &[&[u8]]) -> io::Result<usize> {
+        let mut count = lines.len();
+        loop {
+            match self.append(lines.get(..count).unwrap_or_default()) {
+                Ok(()) => return Ok(count),
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && count > 1 => count /= 2,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn roll(&self, active: &mut Lines) -> io::Result<()> {
@@ -251,7 +268,8 @@ impl Spool {
         Ok(Batch { lines, next: from })
     }
 
-    /// Saves that the destination has everything before `to`, and removes what nobody needs any more.
+    /// Saves that the destination has everything before `to`, and removes what nobody needs any more. A full disk does not
+    /// hold the upload up, whose progress is what empties it: until it is saved a kill would repeat it.
     pub fn advance(&self, destination: &str, to: Cursor, lines: u64) -> io::Result<()> {
         let saving = lock(&self.saving);
         let cursors = {
@@ -263,9 +281,16 @@ impl Spool {
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 // It is delivered all the same: what it took makes room for the file that says so.
                 self.relieve()?;
-                segments::save_cursors(&self.options.dir, &cursors)?;
+                match segments::save_cursors(&self.options.dir, &cursors) {
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                        if !self.unsaved.swap(true, Ordering::Relaxed) {
+                            tracing::error!("the upload's progress cannot be saved: {error}; going on");
+                        }
+                    }
+                    done => self.saved(done)?,
+                }
             }
-            done => done?,
+            done => self.saved(done)?,
         }
         let mut state = self.lock();
         if let Some(waiting) = state.waiting.get_mut(destination) {
@@ -273,6 +298,14 @@ impl Spool {
         }
         drop((state, saving));
         self.remove_expired()
+    }
+
+    fn saved(&self, done: io::Result<()>) -> io::Result<()> {
+        done?;
+        if self.unsaved.swap(false, Ordering::Relaxed) {
+            tracing::info!("the upload's progress is saved again");
+        }
+        Ok(())
     }
 
     /// Removes closed segments that are delivered (or need no delivery) and too old, or too many.
@@ -415,7 +448,9 @@ impl State {
 
     /// The same place, written as the start of the next segment where this one is read out or gone.
     fn skip_to_existing(&self, mut at: Cursor) -> Cursor {
-        while at.segment < self.published.segment
+        // Not what is published bounds it: behind a closed segment that is delivered the next one may hold nothing yet,
+        // and on a full disk never would if this one did not go.
+        while at.segment < self.end().segment
             && self.segments.get(&at.segment).is_none_or(|segment| at.offset >= segment.bytes)
         {
             at = Cursor { segment: at.segment + 1, offset: 0 };

@@ -204,3 +204,18 @@ fn on_a_full_disk_what_is_delivered_makes_room_and_what_is_not_stays() {
     spool.relieve().unwrap();
     assert_eq!(spool.stats().segments, 1);
 }
+
+#[test]
+fn a_segment_that_is_delivered_makes_room_although_nothing_is_in_the_next_one_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(Options { segment_bytes: 1 << 20, ..options(dir.path()) }).unwrap();
+    (0..3).for_each(|n| put(&spool, &format!("line {n}")));
+    spool.advance("a", spool.end(), 3).unwrap();
+    // What an append does that finds no room.
+    spool.roll(&mut lock(&spool.active)).unwrap();
+    spool.relieve().unwrap();
+    assert_eq!((spool.stats().lines, spool.stats().segments), (0, 1));
+    put(&spool, "next");
+    assert_eq!(texts(&spool.read(spool.cursor("a"), 10, 1000).unwrap()), ["next"]);
+    assert_eq!(spool.stats().waiting, 1);
+}

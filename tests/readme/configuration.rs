@@ -146,8 +146,10 @@ fn the_documented_defaults_are_what_is_taken_for_an_absent_key() {
             ("*none*", _) => assert!(parsed.is_ok(), "{place}: {parsed:?}"),
             (_, Some(default)) => {
                 let default: Value = serde_json::from_str(default).unwrap();
+                // A revision tells what is written, not what follows from it.
+                let meaning = |config: Config| format!("{:?}", Config { revision: String::new(), ..config });
                 let explicit = parse(&with(&place, default)).unwrap();
-                assert_eq!(format!("{:?}", parsed.unwrap()), format!("{explicit:?}"), "{place}");
+                assert_eq!(meaning(parsed.unwrap()), meaning(explicit), "{place}");
             }
             (other, None) => {
                 panic!("{place}: the default `{other}` is neither *required*, *none* nor JSON in backticks")

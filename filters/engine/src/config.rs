@@ -41,6 +41,8 @@ pub struct Config {
     pub keys: Vec<Key>,
     pub key_index: Index,
     pub policies: BTreeMap<String, Policy>,
+    /// A word for all of it but the keys: 16 hexadecimal digits.
+    pub revision: String,
 }
 
 /// A server of models. Its key is in the environment, never here.
@@ -292,6 +294,7 @@ impl Config {
         let mistake = Mistake::default();
         let config = Self::read(&Item::root(&node, &mistake));
         let mut config = mistake.into_result(config)?;
+        config.revision = revision::revision(&node);
         config.key_index = Index::of(&config.keys);
         validate::config(&config)?;
         Ok(config)
@@ -342,6 +345,7 @@ impl Policy {
 mod item;
 mod node;
 mod read;
+mod revision;
 mod structure;
 mod validate;
 

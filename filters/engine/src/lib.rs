@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod affinity;
 pub mod answer;
+pub mod bytes;
 pub mod cache;
 pub mod chat;
 pub mod config;
@@ -20,7 +21,7 @@ pub mod identity;
 pub mod latency;
 pub mod memory;
 pub mod openai;
-mod privacy;
+pub mod privacy;
 pub mod provider;
 pub mod quota;
 pub mod reason;

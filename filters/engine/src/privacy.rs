@@ -36,11 +36,7 @@ const SPACE: f64 = 281_474_976_710_656.0;
 fn withhold(content: Content, record: &mut Record) {
     record.content = content;
     if content == Content::Hash {
-        let mut prompt = Parts::default();
-        if let Some(messages) = &record.messages {
-            prompt.add(messages.get().as_bytes());
-            record.prompt_digest = Some(hex(&prompt.finish()));
-        }
+        record.prompt_digest = record.messages.as_deref().map(prompt_digest);
         if !record.answers.is_empty() {
             let mut answer = Parts::default();
             for choice in &record.answers {
@@ -63,6 +59,14 @@ fn withhold(content: Content, record: &mut Record) {
         choice.refusal.clear();
         choice.tool_calls.clear();
     }
+}
+
+/// [`Record::prompt_digest`] of messages.
+#[must_use]
+pub fn prompt_digest(messages: &RawValue) -> String {
+    let mut prompt = Parts::default();
+    prompt.add(messages.get().as_bytes());
+    hex(&prompt.finish())
 }
 
 /// The parameters without those that can hold text (`tools`, `metadata`, `prediction`, ...).

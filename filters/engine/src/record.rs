@@ -37,6 +37,9 @@ pub struct Record {
     pub user: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub policy: String,
+    /// [`crate::config::Config::revision`]: the settings that were in force.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub revision: String,
     /// `x-session-id`, or `session_id` of `/chat`: the LangSmith thread.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
@@ -266,6 +269,9 @@ pub struct Attempt {
     /// What the provider charges for `usage`, in billionths of a US dollar.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost_nanousd: Option<u64>,
+    /// Of `cost_nanousd`, what the completion cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_nanousd: Option<u64>,
 }
 
 const fn is_false(value: &bool) -> bool {

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use parapet_engine::bytes::is_same;
 use parapet_engine::flow::{BodyMode, Call, Callout, Context as Step, Effect, End, Event, Flow, Head};
 use proxy_wasm::traits::{Context, HttpContext};
 use proxy_wasm::types::Action;
@@ -252,13 +253,6 @@ impl GatewayStream {
         self.response_paused = !self.replied && self.flow.response_waits();
         if self.replied || self.response_paused { Action::Pause } else { Action::Continue }
     }
-}
-
-/// Eight bytes at a time: the module's `memcmp` goes by single bytes, and took more than writing the buffer would.
-fn is_same(one: &[u8], other: &[u8]) -> bool {
-    let ((words, rest), (other_words, other_rest)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
-    let word = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes);
-    one.len() == other.len() && words.iter().map(word).eq(other_words.iter().map(word)) && rest.iter().eq(other_rest)
 }
 
 impl Context for GatewayStream {

@@ -58,6 +58,30 @@ fn every_variable_is_read_under_both_names_and_the_new_one_wins() {
 }
 
 #[test]
+fn quotes_and_spaces_around_a_value_are_no_part_of_it() {
+    let list = r#" '[{"api_url": "http://h", "api_key": "k"}]' "#;
+    assert_eq!(config(&[("LANGSMITH_RUNS_ENDPOINTS", list)]).unwrap().destinations[0].endpoint, "http://h");
+    for quote in ["\"", "'"] {
+        let quoted = |value: &str| Some(format!(" {quote}{value}{quote}\n"));
+        let config = Config::from_env(|name| match name {
+            "LANGSMITH_API_KEY" => quoted("lsv2_k"),
+            "LANGCHAIN_ENDPOINT" => quoted("http://127.0.0.1:1/"),
+            "LANGSMITH_PROJECT" => quoted("my project"),
+            "LANGSMITH_WORKSPACE_ID" => quoted("0198f0c1-0000-7000-8000-000000000001"),
+            "LANGSMITH_TRACING_SAMPLING_RATE" => quoted("0.5"),
+            "LANGSMITH_HIDE_INPUTS" => quoted(" true "),
+            "LANGSMITH_HIDE_OUTPUTS" => quoted(""),
+            _ => None,
+        })
+        .unwrap();
+        let only = &config.destinations[0];
+        assert_eq!((only.endpoint.as_str(), only.project.as_str()), ("http://127.0.0.1:1", "my project"));
+        assert_eq!(only.api_key.as_ref().unwrap().expose(), "lsv2_k");
+        assert_eq!((config.sampling_rate, config.shape.hide_inputs, config.shape.hide_outputs), (0.5, true, false));
+    }
+}
+
+#[test]
 fn replicas_have_their_own_keys_and_stable_names() {
     let object = r#"{"https://a.example/": "ka", "http://b.example:1": "kb"}"#;
     let list = r#"[{"api_url": "https://a.example", "api_key": "ka"},
@@ -107,7 +131,7 @@ fn impossible_values_are_refused_by_name_and_keys_are_not_shown() {
         (&[("LANGSMITH_API_KEY", "top\nsecret")], "LANGSMITH_API_KEY is not a key"),
         (&[("LANGSMITH_RUNS_ENDPOINTS", "secret")], "LANGSMITH_RUNS_ENDPOINTS: not JSON (line 1, column 1)"),
         (&[("LANGSMITH_RUNS_ENDPOINTS", "{}")], "0 endpoints, of 1 to 8"),
-        (&[("LANGSMITH_RUNS_ENDPOINTS", "\"secret\"")], "neither an object nor a list"),
+        (&[("LANGSMITH_RUNS_ENDPOINTS", "7")], "neither an object nor a list"),
         (&[("LANGSMITH_RUNS_ENDPOINTS", r#"{"http://h": ["secret"]}"#)], "the key of entry 1 is not a string"),
         (
             &[("LANGSMITH_RUNS_ENDPOINTS", r#"{"secret": "secret"}"#)],

@@ -6,11 +6,17 @@ use super::ConfigError;
 
 pub(super) struct Variables<'a>(pub(super) &'a dyn Fn(&str) -> Option<String>);
 
+/// Without the quotes that an env file's reader left where it found them, as LangSmith's SDK reads its variables.
+fn unquoted(value: &str) -> &str {
+    let inner = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
+    inner('"').or_else(|| inner('\'')).unwrap_or(value).trim()
+}
+
 impl Variables<'_> {
     /// The first that is set and not empty, with the name it was found under.
     pub(super) fn find(&self, names: &[&str]) -> Option<(String, String)> {
         names.iter().flat_map(|name| [format!("LANGSMITH_{name}"), format!("LANGCHAIN_{name}")]).find_map(|name| {
-            let value = (self.0)(&name)?.trim().to_owned();
+            let value = unquoted((self.0)(&name)?.trim()).to_owned();
             (!value.is_empty()).then_some((name, value))
         })
     }

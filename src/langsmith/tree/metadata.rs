@@ -1,9 +1,11 @@
 //! What of a record can be selected by: tags and flat metadata. Their names are stable.
 
+use parapet_engine::privacy::prompt_digest;
 use parapet_engine::record::{Attempt, Record};
 use serde_json::{Map, Value};
 
 use super::{Builder, blocked, failed_over, labelled, usd};
+use crate::audit::key::Key;
 
 impl Builder<'_> {
     /// What every run of the tree carries: the thread, and whose it is.
@@ -11,7 +13,13 @@ impl Builder<'_> {
         let record = self.record;
         let mut metadata = Map::new();
         metadata.extend(record.session.clone().map(|session| ("session_id".to_owned(), session.into())));
-        for (key, value) in [("tenant", &record.tenant), ("user", &record.user), ("policy", &record.policy)] {
+        for (key, value) in [
+            ("tenant", &record.tenant),
+            ("user", &record.user),
+            ("policy", &record.policy),
+            // LangSmith's own name for which version of an application made a run.
+            ("revision_id", &record.revision),
+        ] {
             if !value.is_empty() {
                 metadata.insert(key.into(), value.clone().into());
             }
@@ -113,13 +121,9 @@ impl Builder<'_> {
         metadata
     }
 
-    /// By which equal texts are known again, where the texts themselves are withheld.
+    /// By which equal texts are known again; a prompt's also where its text is there, for rules that group by it.
     pub(super) fn digests(&self, metadata: &mut Map<String, Value>) {
-        let Some(key) = &self.shape.key else { return };
-        for (name, digest) in [("prompt_hash", &self.record.prompt_digest), ("answer_hash", &self.record.answer_digest)]
-        {
-            metadata.extend(digest.as_ref().map(|digest| (name.to_owned(), key.hmac(digest.as_bytes()).into())));
-        }
+        metadata.extend(self.digests.iter().map(|(name, digest)| ((*name).to_owned(), digest.clone().into())));
     }
 
     pub(super) fn tags(&self) -> Vec<String> {
@@ -147,6 +151,14 @@ impl Builder<'_> {
         }
         tags
     }
+}
+
+/// Keyed: a digest itself could be checked against guesses.
+pub(super) fn digests(record: &Record, key: Option<&Key>) -> Vec<(&'static str, String)> {
+    let Some(key) = key else { return Vec::new() };
+    let prompt = record.prompt_digest.clone().or_else(|| record.messages.as_deref().map(prompt_digest));
+    let digests = [("prompt_hash", prompt.as_ref()), ("answer_hash", record.answer_digest.as_ref())];
+    digests.into_iter().filter_map(|(name, digest)| Some((name, key.hmac(digest?.as_bytes())))).collect()
 }
 
 /// The attempt that gave the answer, else the last one.

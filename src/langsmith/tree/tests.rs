@@ -259,3 +259,58 @@ fn texts_that_a_policy_withholds_leave_as_keyed_hashes_at_most() {
         assert_eq!(runs[1]["extra"]["metadata"]["usage_metadata"]["total_tokens"], 15);
     }
 }
+
+#[test]
+fn each_attempt_has_its_own_tokens_and_cost_and_they_add_up() {
+    let attempt = |provider: &str, outcome: &str, usage: Value, cost: u64, output: u64| {
+        json!({"provider": provider, "model": "m", "start_us": START, "end_us": START + 1, "status": 200,
+            "outcome": outcome, "usage": usage, "cost_nanousd": cost, "output_nanousd": output})
+    };
+    let runs = runs(json!({
+        "usage": {"prompt": 12, "completion": 3, "cached": 4}, "cost_nanousd": 12_500,
+        "attempts": [
+            {"provider": "vllm", "model": "m", "start_us": START, "status": 503, "outcome": "status"},
+            attempt("vllm", "lost", json!({"prompt": 10, "completion": 0, "estimated": true}), 1_000, 0),
+            attempt("openai", "ok", json!({"prompt": 12, "completion": 3, "cached": 4}), 11_500, 9_000),
+        ],
+    }));
+    let usage = |run: &Value| run["outputs"]["usage_metadata"].clone();
+    assert_eq!(usage(&runs[1]), Value::Null);
+    assert_eq!(
+        usage(&runs[2]),
+        json!({"input_tokens": 10, "output_tokens": 0, "total_tokens": 10,
+            "total_cost": 1e-6, "input_cost": 1e-6, "output_cost": 0.0})
+    );
+    assert_eq!(runs[2]["extra"]["metadata"]["usage_estimated"], true);
+    assert_eq!(
+        usage(&runs[3]),
+        json!({"input_tokens": 12, "output_tokens": 3, "total_tokens": 15, "input_token_details": {"cache_read": 4},
+            "total_cost": 11.5e-6, "input_cost": 2.5e-6, "output_cost": 9e-6})
+    );
+    let total: f64 = runs.iter().filter_map(|run| usage(run)["total_cost"].as_f64()).sum();
+    assert_eq!(runs[0]["extra"]["metadata"]["cost_usd"].as_f64(), Some(total));
+}
+
+#[test]
+fn equal_prompts_have_the_hash_that_a_policy_without_content_gives_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = Shape { key: Some(Arc::new(Key::load_or_make(&dir.path().join("key")).unwrap())), ..shape() };
+    let hash = |patch| tree(&read(patch), &shape)[0].json()["extra"]["metadata"]["prompt_hash"].clone();
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    let digest = parapet_engine::privacy::prompt_digest(&serde_json::value::to_raw_value(&messages).unwrap());
+    let full = hash(json!({"messages": messages}));
+    assert!(full.is_string() && full != json!(digest));
+    assert_eq!(hash(json!({"messages": null, "content": "hash", "prompt_digest": digest})), full);
+    assert_ne!(hash(json!({"messages": [{"role": "user", "content": "ho"}]})), full);
+    assert_eq!(hash(json!({"messages": null, "content": "none"})), Value::Null);
+}
+
+#[test]
+fn what_rules_select_by_is_on_every_run() {
+    for run in runs(json!({"revision": "00aa11bb22cc33dd", "session": "s", "cache": {"outcome": "miss"}})) {
+        let metadata = &run["extra"]["metadata"];
+        for (key, value) in [("revision_id", "00aa11bb22cc33dd"), ("policy", "default"), ("session_id", "s")] {
+            assert_eq!(metadata[key], value, "{run}");
+        }
+    }
+}

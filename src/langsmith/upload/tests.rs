@@ -55,6 +55,10 @@ async fn answer(State(fake): State<Arc<Fake>>, uri: Uri, headers: HeaderMap, bod
     if let Some((status, retry_after)) = seen.script.pop_front() {
         let status = StatusCode::from_u16(status).unwrap();
         return match retry_after {
+            Some("cut") => {
+                let pieces = [Ok("{\"message\":"), Err(io::Error::other("the server died"))];
+                (status, axum::body::Body::from_stream(futures_util::stream::iter(pieces))).into_response()
+            }
             Some(seconds) => (status, [("retry-after", seconds)]).into_response(),
             None => (status, "the body of an error").into_response(),
         };
@@ -200,7 +204,7 @@ impl Rig {
         let destination = &config.destinations[0];
         assert_eq!(destination.name, self.name);
         let queue = Queue::open(&self.dir.path().join("feedback.jsonl"), std::slice::from_ref(&self.name)).unwrap();
-        let feedback = Feedback::new(queue, Arc::new(Mutex::new(Index::new(10))), Arc::clone(&self.metrics));
+        let feedback = Feedback::new(queue, Arc::new(Mutex::new(Index::new(10))), Arc::clone(&self.metrics), false);
         let delivery = Delivery {
             destination: self.name.clone(),
             client: Arc::new(Client::new(&config, destination).unwrap()),
@@ -288,6 +292,15 @@ async fn the_servers_wait_is_kept() {
     rig.upload().await;
     assert!(start.elapsed() >= Duration::from_secs(1));
     rig.assert_all_once(1);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_has_accepted_nothing() {
+    let rig = Rig::new(5).await;
+    rig.script(&[(202, Some("cut")), (200, Some("cut"))]);
+    rig.upload().await;
+    rig.assert_all_once(5);
+    assert_eq!(rig.fake.state.lock().unwrap().posts.len(), 3);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::super::config::Exports;
 use super::super::proto::{ExportTracePartialSuccess, ExportTraceServiceResponse};
 use super::*;
+use crate::langsmith::dead_letter::Selection;
 use crate::spool::{self, Spool};
 
 /// A collector that keeps spans by id and answers what it is told to.
@@ -149,7 +150,7 @@ impl Rig {
             client: Arc::new(Client::new(config).unwrap()),
             sampling: Arc::new(sampling),
             queue: self.spool.queue("otlp"),
-            dead_letters: DeadLetters::open(&self.dir.path().join("dead.jsonl")).unwrap(),
+            dead_letters: Arc::new(DeadLetters::otlp(self.dir.path())),
             metrics: Arc::clone(&self.metrics),
             policy: Policy { first: wait, max: wait * 4, operator: wait },
             stop: stopping,
@@ -170,7 +171,7 @@ impl Rig {
     }
 
     fn dead_letters(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.dir.path().join("dead.jsonl")).unwrap();
+        let text = std::fs::read_to_string(self.dir.path().join("dead-letters-otlp.jsonl")).unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
@@ -233,6 +234,31 @@ async fn a_record_that_is_refused_is_parked_alone_and_the_others_arrive() {
 }
 
 #[tokio::test]
+async fn dead_letters_are_sent_again_when_an_operator_says_so() {
+    let rig = Rig::new(3).await;
+    rig.set(|seen| seen.poison = Some((id(1), 400)));
+    rig.export().await;
+    assert_eq!((rig.accepted(), rig.dead_letters().len()), (4, 1));
+    let letters = DeadLetters::otlp(rig.dir.path());
+    let again = async |accepted| {
+        assert_eq!(letters.retry(&Selection::All).unwrap(), 1);
+        let (stop, task) = rig.start();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while rig.accepted() < accepted || !letters.retries("otlp", 9).unwrap().is_empty() {
+            assert!(tokio::time::Instant::now() < deadline, "{} of {accepted}", rig.accepted());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        stop.send(true).unwrap();
+        task.await.unwrap();
+    };
+    again(4).await;
+    assert_eq!(rig.dead_letters().len(), 1, "refused again");
+    rig.set(|seen| seen.poison = None);
+    again(6).await;
+    assert!(rig.dead_letters().is_empty());
+}
+
+#[tokio::test]
 async fn what_is_too_large_is_split() {
     let rig = Rig::new(20).await;
     rig.set(|seen| seen.max_spans = 6);
@@ -288,7 +314,7 @@ async fn a_stop_while_the_collector_is_away_keeps_what_waits_for_the_next_start(
 
 #[test]
 fn requests_are_bounded_but_one_large_record_passes() {
-    let traced = |size| Traced { line: 0, spans: Vec::new(), size };
+    let traced = |size| Traced { id: uuid::Uuid::nil(), line: 0, spans: Vec::new(), size };
     let sizes = [REQUEST_BYTES / 2, REQUEST_BYTES / 2, 1, 3 * REQUEST_BYTES, 1, 1];
     assert_eq!(chunks(&sizes.map(traced)), [0..2, 2..3, 3..4, 4..6]);
     assert!(chunks(&[]).is_empty());

@@ -53,6 +53,7 @@ impl Read for Config {
             keys: section.required("keys"),
             key_index: Index::default(),
             policies: section.required("policies"),
+            revision: String::new(),
         }
     }
 }

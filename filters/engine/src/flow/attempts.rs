@@ -83,7 +83,10 @@ impl Flow {
             }
         }
         for attempt in &mut record.attempts {
-            attempt.cost_nanousd = attempt.usage.map(|usage| cost_at(config, &attempt.provider, usage));
+            let Some(usage) = attempt.usage else { continue };
+            let written = Usage { completion: usage.completion, ..Usage::default() };
+            attempt.cost_nanousd = Some(cost_at(config, &attempt.provider, usage));
+            attempt.output_nanousd = Some(cost_at(config, &attempt.provider, written));
         }
         let costs = record.attempts.iter().filter_map(|attempt| attempt.cost_nanousd);
         record.cost_nanousd = costs.fold(0, u64::saturating_add);
@@ -121,6 +124,7 @@ fn read_raced(value: &[u8]) -> Option<(u32, u64)> {
     Some((number(parts.next()?)?, number(parts.next()?)?))
 }
 
+#[inline(never)]
 fn cost_at(config: &Config, provider: &str, usage: Usage) -> u64 {
     config.provider(provider).map_or(0, |provider| cost_nanousd(provider.price, usage))
 }

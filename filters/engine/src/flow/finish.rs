@@ -32,6 +32,7 @@ impl Flow {
         self.price_attempts(context.config);
         self.learn_first_token(context);
         if let Some(policy) = context.config.policies.get(&self.record.policy) {
+            self.record.revision.clone_from(&context.config.revision);
             privacy::apply(&policy.trace, &mut self.record);
         }
         context.effects.push(Effect::Record(self.record.to_line()));

@@ -55,6 +55,7 @@ pub(super) struct Stream {
     form: Form,
     mode: OutputMode,
     decoder: Decoder,
+    reader: openai::Reader,
     /// As it came.
     pub(super) answer: Answer,
     /// As it left.
@@ -117,6 +118,7 @@ impl Stream {
             form,
             mode,
             decoder: Decoder::default(),
+            reader: openai::Reader::default(),
             answer: Answer::default(),
             shown: Answer::default(),
             read: Marks::default(),
@@ -212,7 +214,7 @@ impl Stream {
             }
             return Ok(());
         };
-        match openai::parse_chunk(data) {
+        match self.reader.read(data) {
             Chunk::Done => {
                 self.done = true;
                 self.push(if self.judges() { openai::DONE.to_vec() } else { event.raw }, Kind::Terminal);
@@ -256,7 +258,7 @@ impl Stream {
             }
             Form::OpenAi { model: public, .. } => {
                 let renamed = model.is_some_and(|model| model != public);
-                let rewritten = event.data().filter(|_| renamed).and_then(|data| openai::with_model(data, public));
+                let rewritten = event.data().filter(|_| renamed).and_then(|data| self.reader.with_model(data, public));
                 rewritten.unwrap_or(event.raw)
             }
             Form::Chat => {

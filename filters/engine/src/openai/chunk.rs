@@ -69,6 +69,7 @@ pub(super) struct WireDelta<'a> {
 }
 
 #[must_use]
+#[inline(never)]
 pub fn parse_chunk(data: &[u8]) -> Chunk {
     if data.trim_ascii() == b"[DONE]" {
         return Chunk::Done;
@@ -121,7 +122,8 @@ pub(super) fn error_of(error: &RawValue) -> Chunk {
 
 /// The event with its `model` replaced; `None` where there is no such member to replace.
 #[must_use]
-pub fn with_model(data: &[u8], model: &str) -> Option<Vec<u8>> {
+#[inline(never)]
+pub(super) fn with_model(data: &[u8], model: &str) -> Option<Vec<u8>> {
     let mut event = b"data: ".to_vec();
     event.extend_from_slice(&with_model_in(data, model)?);
     event.extend_from_slice(b"\n\n");
@@ -130,6 +132,7 @@ pub fn with_model(data: &[u8], model: &str) -> Option<Vec<u8>> {
 
 /// A JSON object with its top-level `model` replaced and nothing else touched.
 #[must_use]
+#[inline(never)]
 pub fn with_model_in(json: &[u8], model: &str) -> Option<Vec<u8>> {
     let span = model_span(json)?;
     let mut out = Vec::with_capacity(json.len().saturating_add(model.len()));

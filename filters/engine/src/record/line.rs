@@ -32,6 +32,7 @@ impl Record {
         line.filled_text("tenant", &self.tenant);
         line.filled_text("user", &self.user);
         line.filled_text("policy", &self.policy);
+        line.filled_text("revision", &self.revision);
         line.optional_text("session", self.session.as_ref());
         line.optional_text("feature", self.feature.as_ref());
         line.optional_text("end_user", self.end_user.as_ref());
@@ -143,6 +144,7 @@ impl Attempt {
         line.text("outcome", &self.outcome);
         line.optional_object("usage", self.usage.as_ref(), Usage::write);
         line.optional_number("cost_nanousd", self.cost_nanousd);
+        line.optional_number("output_nanousd", self.output_nanousd);
     }
 }
 
@@ -251,9 +253,14 @@ mod tests {
             "mode": "parallel", "verdict": "unsafe", "action": "block", "score": 0.25, "categories": ["S1", "S9"],
             "model": "guard", "calls": 2, "start_us": 10, "end_us": 11, "text_digest": "ab", "text": "\u{1}\"é\u{1f600}"
         });
+        let attempts = json!([
+            {"provider": "p", "model": "m", "start_us": 1, "first_token_us": 2, "end_us": 3, "status": 200,
+             "outcome": "ok", "usage": usage, "cost_nanousd": 4, "output_nanousd": 3},
+            {"provider": "", "model": "", "start_us": 0, "status": 0, "outcome": ""}
+        ]);
         json!({
             "v": 1, "id": "id", "start_us": 5, "end_us": u64::MAX, "api": "chat", "status": 200, "reason": "content_blocked",
-            "tenant": "acme", "user": "alice", "policy": "standard", "session": "s", "feature": "f", "end_user": "e",
+            "tenant": "acme", "user": "alice", "policy": "standard", "revision": "r", "session": "s", "feature": "f", "end_user": "e",
             "request_id": "r", "traceparent": "t", "langsmith_parent": "l", "model": "m", "stream": true,
             "messages": [{"role": "user", "content": "x\ny"}], "params": {"temperature": 0.5},
             "answers": [
@@ -264,11 +271,7 @@ mod tests {
             "first_token_us": 7, "usage": usage, "cost_nanousd": 9, "input_guard": guard, "output_guard": guard,
             "cache": {"outcome": "miss", "key": "k", "store_s": 3600, "age_s": 1},
             "quota": {"reserved_tokens": 10, "settled_tokens": 20},
-            "attempts": [
-                {"provider": "p", "model": "m", "start_us": 1, "first_token_us": 2, "end_us": 3, "status": 200,
-                 "outcome": "ok", "usage": usage, "cost_nanousd": 4},
-                {"provider": "", "model": "", "start_us": 0, "status": 0, "outcome": ""}
-            ],
+            "attempts": attempts,
             "spilled": true, "content": "hash", "prompt_digest": "pd", "answer_digest": "ad", "redacted": true,
             "unsampled": true, "client_aborted": true, "truncated": true
         })

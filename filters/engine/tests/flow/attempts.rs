@@ -148,6 +148,11 @@ fn what_attempts_used_and_cost_is_told_of_each_and_their_sum_of_the_request() {
         let told: Vec<Option<u64>> = record.attempts.iter().map(|attempt| attempt.cost_nanousd).collect();
         assert_eq!(told, costs, "{name}");
         assert_eq!(record.cost_nanousd, costs.iter().flatten().sum::<u64>(), "{name}");
+        // One that lost has written nothing, and one that refused is charged for nothing.
+        let written = |cost: &Option<u64>| cost.map(|cost| if cost == 19_000 { 10_000 } else { 0 });
+        let told: Vec<Option<u64>> = record.attempts.iter().map(|attempt| attempt.output_nanousd).collect();
+        assert_eq!(told, costs.iter().map(written).collect::<Vec<_>>(), "{name}");
+        assert_eq!(record.revision.len(), 16, "{name}");
         let answered = record.attempts.iter().find(|attempt| attempt.outcome == "ok").unwrap();
         assert_eq!((answered.usage, record.usage.unwrap().prompt), (record.usage, 9), "{name}");
     }
