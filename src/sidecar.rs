@@ -17,7 +17,7 @@ use crate::accesslog::pipeline::{self, Pipeline, Stop};
 use crate::accesslog::position::PositionFile;
 use crate::accesslog::rotate::Rotator;
 use crate::accesslog::tail::{self, Tail};
-use crate::admission::Watch;
+use crate::admission::Watches;
 use crate::als;
 use crate::audit::{Audit, key::Key};
 use crate::cache::{Store, embedded::Embedded, redis::Redis};
@@ -90,6 +90,9 @@ pub struct Options {
     /// Replicas of vLLM whose load the gateway may ask for, separated by commas.
     #[arg(long, env = "VLLM_URL")]
     pub vllm_url: Option<String>,
+    /// The same of other providers: NAME=URL,URL for each, separated by spaces.
+    #[arg(long, env = "PARAPET_LOAD_URLS", default_value = "")]
+    pub load_urls: String,
     /// Hours that runs are kept after their upload.
     #[arg(long, env = "PARAPET_RETENTION_HOURS", default_value_t = 168)]
     pub retention_hours: u64,
@@ -267,7 +270,7 @@ pub async fn start(options: Options, mut config: Config, mut exports: Exports) -
         upload: uploads_to(&config, &exports),
     };
     let hosts = dashboard::hosts::Hosts::new(options.listen, &options.hosts);
-    let load = Arc::new(Watch::new("vllm", options.vllm_url.as_deref().unwrap_or_default())?);
+    let load = Arc::new(Watches::new(options.vllm_url.as_deref().unwrap_or_default(), &options.load_urls)?);
     tasks.push(tokio::spawn(Arc::clone(&load).run(stop_tasks.subscribe())));
     let shared = http::Shared { load, metrics, spool, cache, feedback, config, pages, hosts };
     Ok(Sidecar { address, listener, shared, stop, stop_tasks, pipeline_ended, tasks, _lock: lock })

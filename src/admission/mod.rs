@@ -7,6 +7,7 @@ mod gauges;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, bail};
 use futures_util::future::join_all;
 use parapet_engine::admission::{self, Load};
 use tokio::sync::{Notify, watch};
@@ -22,11 +23,52 @@ const INTEREST: Duration = Duration::from_secs(5);
 /// Of one answer: a server with many models and adapters says some 100 KiB.
 const MAX_BYTES: usize = 4 << 20;
 
+/// More than any configuration has.
+const MAX_PROVIDERS: usize = 64;
+
+/// Every provider whose load is known.
+#[derive(Debug)]
+pub struct Watches(Vec<Watch>);
+
+impl Watches {
+    /// `vllm`: the replicas of the provider of that name, as in `VLLM_URL`. `others`: as in `PARAPET_LOAD_URLS`,
+    /// `NAME=URL,URL` for each further provider, separated by spaces.
+    ///
+    /// # Errors
+    /// When something is not of that form, a provider stands twice, or there are too many.
+    pub fn new(vllm: &str, others: &str) -> anyhow::Result<Self> {
+        let mut watches = vec![Watch::new("vllm", vllm).context("VLLM_URL")?];
+        for other in others.split_whitespace() {
+            let (name, urls) = other.split_once('=').filter(|(name, urls)| !name.is_empty() && !urls.is_empty()).context(
+                "PARAPET_LOAD_URLS: write it like NAME=http://127.0.0.1:8000,http://127.0.0.1:8001, one for each provider",
+            )?;
+            if watches.iter().any(|known| known.provider == name) {
+                bail!("PARAPET_LOAD_URLS: `{name}` stands twice, or is vLLM, whose replicas VLLM_URL names");
+            }
+            if watches.len() >= MAX_PROVIDERS {
+                bail!("PARAPET_LOAD_URLS: more than {MAX_PROVIDERS} providers");
+            }
+            watches.push(Watch::new(name, urls).with_context(|| format!("PARAPET_LOAD_URLS: `{name}`"))?);
+        }
+        Ok(Self(watches))
+    }
+
+    /// What is known at this moment, in the gateway's form, and that somebody wants to know.
+    pub fn report(&self) -> String {
+        self.0.iter().map(Watch::report).collect()
+    }
+
+    /// Polls while somebody asks, until `stop` says so.
+    pub async fn run(self: Arc<Self>, stop: watch::Receiver<bool>) {
+        join_all(self.0.iter().map(|watch| watch.run(stop.clone()))).await;
+    }
+}
+
 /// The replicas of one provider.
 #[derive(Debug)]
-pub struct Watch {
+struct Watch {
     /// Its name in the gateway's configuration.
-    provider: &'static str,
+    provider: String,
     replicas: Vec<Replica>,
     http: reqwest::Client,
     asked: Mutex<Option<Instant>>,
@@ -40,20 +82,19 @@ struct Replica {
 }
 
 impl Watch {
-    /// `urls`: comma-separated, as in `VLLM_URL`; what stands behind the host (`/v1`) is not where the gauges are.
+    /// `urls`: comma-separated; what stands behind the host (`/v1`) is not where the gauges are.
     ///
     /// # Errors
     /// When a URL is none, or TLS cannot be set up.
-    pub fn new(provider: &'static str, urls: &str) -> anyhow::Result<Self> {
+    fn new(provider: &str, urls: &str) -> anyhow::Result<Self> {
         crate::langsmith::client::install_crypto();
         let named = urls.split(',').map(str::trim).filter(|url| !url.is_empty());
         let replicas = named.map(Replica::new).collect::<anyhow::Result<_>>()?;
         let http = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build()?;
-        Ok(Self { provider, replicas, http, asked: Mutex::new(None), wake: Notify::new() })
+        Ok(Self { provider: provider.to_owned(), replicas, http, asked: Mutex::new(None), wake: Notify::new() })
     }
 
-    /// What is known at this moment, in the gateway's form, and that somebody wants to know.
-    pub fn report(&self) -> String {
+    fn report(&self) -> String {
         *lock(&self.asked) = Some(Instant::now());
         self.wake.notify_one();
         let said = self.replicas.iter().filter_map(|replica| *lock(&replica.said));
@@ -63,11 +104,10 @@ impl Watch {
             waiting: one.waiting.min(other.waiting),
             kv_cache: one.kv_cache.min(other.kv_cache),
         });
-        least.map(|load| admission::line(self.provider, load)).unwrap_or_default()
+        least.map(|load| admission::line(&self.provider, load)).unwrap_or_default()
     }
 
-    /// Polls while somebody asks, until `stop` says so.
-    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+    async fn run(&self, mut stop: watch::Receiver<bool>) {
         let work = async {
             loop {
                 self.wake.notified().await;
@@ -87,10 +127,9 @@ impl Watch {
 
 impl Replica {
     fn new(url: &str) -> anyhow::Result<Self> {
-        use anyhow::Context as _;
         // The URL is not repeated: it may hold a password.
         let url = reqwest::Url::parse(url).and_then(|url| url.join("/metrics"));
-        let url = url.context("VLLM_URL is no URL: write it like http://127.0.0.1:8000")?;
+        let url = url.context("no URL: write it like http://127.0.0.1:8000")?;
         Ok(Self { url: url.into(), said: Mutex::new(None) })
     }
 

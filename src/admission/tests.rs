@@ -10,14 +10,18 @@ async fn busy(waiting: u64, kv_cache: f64) -> Simulator {
     vllm
 }
 
-async fn watching(urls: &str) -> (Arc<Watch>, watch::Sender<bool>) {
-    let watch = Arc::new(Watch::new("vllm", urls).unwrap());
+async fn watching(urls: &str) -> (Arc<Watches>, watch::Sender<bool>) {
+    watching_others(urls, "").await
+}
+
+async fn watching_others(vllm: &str, others: &str) -> (Arc<Watches>, watch::Sender<bool>) {
+    let watch = Arc::new(Watches::new(vllm, others).unwrap());
     let (stop, stopping) = watch::channel(false);
     tokio::spawn(Arc::clone(&watch).run(stopping));
     (watch, stop)
 }
 
-async fn until(watch: &Watch, expected: &str) {
+async fn until(watch: &Watches, expected: &str) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while watch.report() != expected {
         assert!(Instant::now() < deadline, "{:?} never became {expected:?}", watch.report());
@@ -36,6 +40,20 @@ async fn the_least_busy_replica_speaks_for_the_provider_and_a_silent_one_is_forg
     until(&watch, "vllm 12 990\n").await;
     free.stop().await;
     until(&watch, "").await;
+}
+
+#[tokio::test]
+async fn every_provider_speaks_for_itself() {
+    let (vllm, one, two) = (busy(2, 0.2).await, busy(7, 0.5).await, busy(5, 0.7).await);
+    let others = format!("other={},{} silent=http://127.0.0.1:1", one.url(), two.url());
+    let (watch, _stop) = watching_others(&vllm.url(), &others).await;
+    until(&watch, "vllm 2 200\nother 5 500\n").await;
+    let mut loads = Loads::default();
+    loads.hear(&watch.report(), 0);
+    let spill = Spill { waiting: Some(5), kv_cache: None };
+    assert!(
+        loads.is_full("other", &spill, 0) && !loads.is_full("vllm", &spill, 0) && !loads.is_full("silent", &spill, 0)
+    );
 }
 
 #[tokio::test]
@@ -59,7 +77,18 @@ async fn the_gateway_reads_what_is_reported() {
 
 #[test]
 fn a_url_that_is_none_is_refused_without_being_repeated() {
-    let error = format!("{:#}", Watch::new("vllm", "http://user:s3cret@[").unwrap_err());
-    assert!(error.contains("VLLM_URL") && !error.contains("s3cret"), "{error}");
-    assert!(Watch::new("vllm", "").unwrap().replicas.is_empty());
+    for (vllm, others, told) in [
+        ("http://user:s3cret@[", "", "VLLM_URL"),
+        ("", "other=http://user:s3cret@[", "PARAPET_LOAD_URLS: `other`"),
+        ("", "http://user:s3cret@a", "write it like NAME="),
+        ("", "=http://a", "write it like NAME="),
+        ("", "a=http://a a=http://b", "`a` stands twice"),
+        ("", "vllm=http://a", "`vllm` stands twice"),
+    ] {
+        let error = format!("{:#}", Watches::new(vllm, others).unwrap_err());
+        assert!(error.contains(told) && !error.contains("s3cret"), "{error}");
+    }
+    let many: Vec<String> = (0..64).map(|index| format!("p{index}=http://a")).collect();
+    assert!(Watches::new("", &many.join(" ")).is_err());
+    assert!(Watches::new("", "").unwrap().report().is_empty());
 }

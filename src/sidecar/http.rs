@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::accesslog::line;
-use crate::admission::Watch;
+use crate::admission::Watches;
 use crate::cache::{self, Store};
 use crate::dashboard::{self, hosts};
 use crate::feedback::{self, Feedback};
@@ -33,7 +33,7 @@ const MAX_RUNS_BYTES: u64 = 32 << 20;
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) metrics: Arc<Metrics>,
-    pub(super) load: Arc<Watch>,
+    pub(super) load: Arc<Watches>,
     pub(super) spool: Arc<Spool>,
     pub(super) cache: Arc<Store>,
     pub(super) feedback: Arc<Feedback>,

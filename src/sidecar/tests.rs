@@ -29,6 +29,7 @@ fn options(data_dir: &Path, admin: &str) -> Options {
         redis_prefix: String::new(),
         spool_bytes: 1 << 20,
         vllm_url: None,
+        load_urls: String::new(),
         retention_hours: 1,
     }
 }

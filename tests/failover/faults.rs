@@ -3,6 +3,7 @@
 use parapet::sim::SeenRequest;
 use serde_json::{Value, json};
 
+use crate::support::scripted::{Scripted, delta, event};
 use crate::support::{
     self, ALIAS, ALICE, BOB, CHAT, Faults, MODEL, OPEN, OPENAI_KEY, OPENAI_MODEL, Stack, VLLM_KEY, ask, count,
     eventually, fault, left_by_gateway, stream, with,
@@ -23,13 +24,18 @@ fn cases() -> Vec<Case> {
     vec![
         case("500", json!({"status": 500}), (500, "status"), (500, "status")),
         case("503", json!({"status": 503}), (503, "status"), (503, "status")),
+        case("408", json!({"status": 408}), (408, "status"), (408, "status")),
         case("429", json!({"status": 429, "retry_after_s": 30}), (429, "status"), (429, "status")),
         case("no quota", json!({"insufficient_quota": true}), (429, "status"), (429, "status")),
         case("our key refused", json!({"status": 401}), (401, "status"), (401, "status")),
         case("forbidden", json!({"status": 403}), (403, "status"), (403, "status")),
         hanging("hang", json!({"hang": true}), (0, "lost")),
         hanging("hang after the head", json!({"hang_after_headers": true}), (200, "lost")),
-        hanging("keep-alives only", json!({"keepalive_only": true}), (200, "lost")),
+        Case {
+            // Not even the kind that was asked for, where that was JSON.
+            json: (200, "error_event"),
+            ..hanging("keep-alives only", json!({"keepalive_only": true}), (200, "lost"))
+        },
         case("error first", json!({"error_event_first": true}), (500, "status"), (200, "error_event")),
         case("empty", json!({"empty": true}), (200, "empty"), (200, "empty")),
         case("malformed", json!({"malformed": true}), (200, "error_event"), (200, "error_event")),
@@ -276,6 +282,64 @@ async fn guards_and_quota_do_not_get_in_the_way_of_failover() {
         } else {
             assert_eq!(response.into_json().await["choices"][0]["message"]["content"], count(30));
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_request_id_goes_on_to_every_provider() {
+    let stack = Stack::start().await;
+    fault(stack.vllm(), Faults { status: Some(500), ..Faults::default() });
+    let request = stack.post(CHAT).key(OPEN).json(&ask("Hello")).header("x-request-id", "client-7");
+    let response = request.send().await;
+    for seen in [&stack.vllm_requests()[0], &stack.openai().requests()[0]] {
+        assert_eq!(seen.header("x-request-id"), Some("client-7"));
+    }
+    assert_eq!(stack.record(&response.trace()).await["request_id"], "client-7");
+}
+
+/// A stream where JSON was asked for, and the other way round: a client finds nothing in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_the_other_kind_is_none() {
+    let vllm = Scripted::start().await;
+    let stack = Stack::builder().env("VLLM_URL", &vllm.url).start().await;
+    for streams in [false, true] {
+        let body = with(ask("count to 5"), json!({"stream": streams}));
+        let client = stack.post(CHAT).key(OPEN).json(&body).open().await;
+        let mut model = vllm.request().await;
+        if streams {
+            let answer = json!({"choices": [{"message": {"content": "wrong"}, "finish_reason": "stop"}]});
+            model.answer("200 OK", "application/json", answer.to_string().as_bytes()).await;
+        } else {
+            model.stream_head().await;
+            model.try_chunk(&event(&delta(json!({"content": "wrong"}), Value::Null))).await;
+        }
+        let response = client.response().await;
+        assert_eq!((response.status, response.header("x-parapet-provider")), (200, Some("openai")), "{streams}");
+        let text = if streams {
+            response.events().all().await.whole()
+        } else {
+            response.into_json().await["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(text, count(5));
+    }
+}
+
+/// Its head has said enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_providers_error_is_told_although_its_body_does_not_come() {
+    let openai = Scripted::start().await;
+    let stack = Stack::builder().env("OPENAI_BASE_URL", &format!("{}/v1", openai.url)).start().await;
+    for streams in [false, true] {
+        let body = with(ask("Hello"), json!({"model": OPENAI_MODEL, "stream": streams}));
+        let client = stack.post(CHAT).key(OPEN).json(&body).open().await;
+        let mut model = openai.request().await;
+        model.send("HTTP/1.1 500 Oh\r\ncontent-length: 50\r\n\r\n{").await;
+        let response = client.response().await;
+        let trace = response.trace();
+        response.into_error(502, "upstream_error").await;
+        model.closed().await;
+        let record = stack.record(&trace).await;
+        assert_eq!(record["attempts"].as_array().unwrap().len(), 1, "{record}");
     }
 }
 

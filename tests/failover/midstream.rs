@@ -52,6 +52,12 @@ async fn a_held_stream_that_breaks_off_before_its_first_verdict_is_an_error_answ
         for tokens in [1, 3, 7] {
             fault(stack.vllm(), serde_json::from_value(json!({name: tokens, "token_ms": 2})).unwrap());
             let response = stack.alice(&stream("count to 100")).await;
+            if name == "cut_after" && response.status == 200 {
+                // On a busy machine the reset overtakes what it cuts off: no token came, and the next provider answers.
+                assert_eq!(response.header("x-parapet-provider"), Some("openai"), "{tokens}");
+                assert_eq!(response.events().all().await.whole(), count(100), "{tokens}");
+                continue;
+            }
             response.into_error_at(502, "upstream_error", format!("{name} {tokens}")).await;
         }
     }

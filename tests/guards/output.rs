@@ -71,6 +71,68 @@ async fn safe_answers_come_byte_for_byte_whatever_their_length_and_pace() {
     }
 }
 
+/// Of what is beside a harmless text, and of every other line.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_guard_reads_does_not_leave() {
+    let vllm = Scripted::start().await;
+    let stack = Stack::builder()
+        .env("VLLM_URL", &vllm.url)
+        .edit(ALICE_INPUT, "input_guard: {mode: off}")
+        .edit(BOB_INPUT, "input_guard: {mode: off}")
+        .start()
+        .await;
+    let fine = |extra: Value| {
+        let mut chunk = delta(json!({"content": "fine"}), Value::Null);
+        let choice = extra.as_object().unwrap().clone();
+        chunk["choices"][0].as_object_mut().unwrap().extend(choice);
+        chunk
+    };
+    let mut chunks = vec![
+        fine(json!({"text": UNSAFE})),
+        fine(json!({"finish_reason": UNSAFE})),
+        fine(json!({"logprobs": {"content": [{"token": UNSAFE, "logprob": -1, "bytes": null, "top_logprobs": []}]}})),
+        delta(json!({"content": "fine", "thinking": UNSAFE}), Value::Null),
+        delta(json!({"audio": {"transcript": UNSAFE}}), Value::Null),
+        delta(json!({"annotations": [{"type": "url_citation", "url_citation": {"title": UNSAFE}}]}), Value::Null),
+    ];
+    for member in ["id", "system_fingerprint", "model", "note", "usage"] {
+        let mut chunk = fine(json!({}));
+        chunk[member] = if member == "usage" { json!({"prompt_tokens": 1, "note": UNSAFE}) } else { json!(UNSAFE) };
+        chunks.push(chunk);
+    }
+    let lines = ["", "event: ", "id: ", "retry: ", ": "].map(|field| {
+        let line = if field.is_empty() { String::new() } else { format!("{field}{UNSAFE}\n") };
+        format!("{line}data: {}\n\n", fine(json!({})))
+    });
+    let events =
+        chunks.iter().map(|chunk| format!("data: {chunk}\n\n")).chain(lines).chain([format!(": {UNSAFE}\n\n")]);
+    for event in events {
+        for key in [ALICE, BOB] {
+            let client =
+                stack.post(CHAT).key(key).header("cache-control", "no-store").json(&stream("Hello")).open().await;
+            let mut model = vllm.request().await;
+            model.stream_head().await;
+            model.token("so ").await;
+            model.chunk(event.as_bytes()).await;
+            model.finish().await;
+            let text = client.response().await.text().await;
+            assert!(text.contains("so ") && text.ends_with("data: [DONE]\n\n"), "{event}: {text}");
+            assert!(!text.contains("bomb") && !text.contains("content_filter"), "{event}: {text}");
+        }
+        if !event.contains("\"fine\"") {
+            continue;
+        }
+        let client = stack.post(CHAT).key(ALICE).header("cache-control", "no-store").json(&ask("Hello")).open().await;
+        let mut model = vllm.request().await;
+        let data = event.split_once("data: ").map_or("", |(_, data)| data).replace("\"delta\"", "\"message\"");
+        model.answer("200 OK", "application/json", data.as_bytes()).await;
+        let mut response = client.response().await;
+        assert_eq!(response.status, 200, "{event}");
+        let text = response.text().await;
+        assert!(text.contains("fine") && !text.contains("bomb"), "{event}: {text}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn held_text_waits_for_its_own_verdict() {
     let vllm = Scripted::start().await;

@@ -34,7 +34,10 @@ impl Delta {
     #[must_use]
     pub fn has_text(&self) -> bool {
         !(self.content.is_empty() && self.reasoning.is_empty() && self.refusal.is_empty())
-            || self.tool_calls.iter().any(|call| !(call.name.is_empty() && call.arguments.is_empty()))
+            || self
+                .tool_calls
+                .iter()
+                .any(|call| !(call.id.is_empty() && call.name.is_empty() && call.arguments.is_empty()))
     }
 
     /// Nothing of it is lost in an [`Answer`].

@@ -25,8 +25,8 @@ pub struct Terms {
 pub enum Due {
     /// It was held and goes.
     Send(u32),
-    /// Nobody answers: the client is told so in this one's place, with this status.
-    GiveUp(u32, u16),
+    /// Nobody answers: the client is told so in this one's place, with this status, and how many are at work.
+    GiveUp(u32, u16, usize),
 }
 
 /// What an attempt does when Envoy begins it.
@@ -227,14 +227,14 @@ impl Races {
                 race.idle_us = None;
             } else if now_us.saturating_sub(*race.idle_us.get_or_insert(now_us)) >= BACK_OFF_US {
                 race.over = true;
-                due.push(Due::GiveUp(*context, 502));
+                due.push(Due::GiveUp(*context, 502, race.running()));
             }
         }
         for race in races.values_mut().filter(|race| !race.over && race.give_up_us.is_some_and(|at_us| now_us >= at_us))
         {
             if let Some(attempt) = race.attempts.iter().find(|attempt| attempt.is_open()) {
                 race.over = true;
-                due.push(Due::GiveUp(attempt.context, 504));
+                due.push(Due::GiveUp(attempt.context, 504, race.running()));
             }
         }
         due
@@ -255,6 +255,10 @@ impl Races {
 impl Race {
     fn attempt(&mut self, context: u32) -> Option<&mut Attempt> {
         self.attempts.iter_mut().find(|attempt| attempt.context == context)
+    }
+
+    fn running(&self) -> usize {
+        self.attempts.iter().filter(|attempt| attempt.is_running()).count()
     }
 
     /// The youngest attempt under way has had its time.
@@ -427,7 +431,7 @@ mod tests {
         assert!(races.has_company(1, 11), "the router still waits for it");
         races.mute(1, 11);
         assert!(races.due(500 * MS).is_empty(), "a retry may be on its way");
-        assert_eq!(races.due(560 * MS), [Due::GiveUp(10, 502)]);
+        assert_eq!(races.due(560 * MS), [Due::GiveUp(10, 502, 0)]);
         assert!(races.due(700 * MS).is_empty());
 
         let mut races = race();
@@ -452,8 +456,8 @@ mod tests {
         races.left(4, 40);
         assert!(races.due(2999 * MS).is_empty() && races.period_ms() == Some(WATCH_MS));
         let mut due = races.due(3000 * MS);
-        due.sort_by_key(|due| if let Due::GiveUp(context, _) = due { *context } else { 0 });
-        assert_eq!(due, [Due::GiveUp(10, 504), Due::GiveUp(20, 504)]);
+        due.sort_by_key(|due| if let Due::GiveUp(context, ..) = due { *context } else { 0 });
+        assert_eq!(due, [Due::GiveUp(10, 504, 1), Due::GiveUp(20, 504, 2)]);
         assert!(races.due(9000 * MS).is_empty());
     }
 

@@ -16,13 +16,16 @@ pub struct Ask {
     pub link: usize,
     /// Length of the body as the gateway filter wrote it.
     pub body_bytes: usize,
+    /// Events were asked for.
+    pub stream: bool,
     pub terms: Terms,
 }
 
 impl Ask {
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
-        let Self { model, link, body_bytes, terms: Terms { request, limit_ms, hedge_percent, give_up_ms } } = self;
+        let Self { model, link, body_bytes, stream, terms: Terms { request, limit_ms, hedge_percent, give_up_ms } } =
+            self;
         // Hedging at 0 %, and no time at all, are none.
         let numbers = [
             request,
@@ -32,6 +35,7 @@ impl Ask {
             limit_ms,
             hedge_percent.map_or(0, u64::from),
             give_up_ms.unwrap_or(0),
+            u64::from(stream),
         ];
         numbers.into_iter().flat_map(u64::to_le_bytes).collect()
     }
@@ -46,7 +50,8 @@ impl Ask {
         let (limit_ms, percent) = (numbers.next()?, u32::try_from(numbers.next()?).ok()?);
         let hedge_percent = (percent > 0).then_some(percent);
         let give_up_ms = numbers.next().filter(|ms| *ms > 0);
-        Some(Self { model, link, body_bytes, terms: Terms { request, limit_ms, hedge_percent, give_up_ms } })
+        let stream = numbers.next()? == 1;
+        Some(Self { model, link, body_bytes, stream, terms: Terms { request, limit_ms, hedge_percent, give_up_ms } })
     }
 }
 
@@ -159,6 +164,8 @@ pub enum Gate {
 #[derive(Debug, Default)]
 pub struct FirstToken {
     kind: Kind,
+    /// Events were asked for, or JSON; `None`: either will do.
+    streams: Option<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -172,13 +179,23 @@ enum Kind {
 }
 
 impl FirstToken {
+    #[must_use]
+    pub fn new(streams: bool) -> Self {
+        Self { kind: Kind::Unknown, streams: Some(streams) }
+    }
+
     /// The head came.
     pub fn on_head(&mut self, status: u16, is_event_stream: bool, ends: bool) -> Gate {
         let gate = match status {
             200 if ends => Gate::Fail { status: 502, outcome: "empty" },
+            // A client that reads events finds none in a JSON answer, and the other way round.
+            200 if self.streams.is_some_and(|streams| streams != is_event_stream) => {
+                Gate::Fail { status: 502, outcome: "error_event" }
+            }
             200 => Gate::Hold,
             // The provider refuses our key: the client's request is not at fault.
             401 | 403 | 407 => Gate::Fail { status: 502, outcome: "status" },
+            408 => Gate::Fail { status: 504, outcome: "status" },
             // Redirects and other oddities are no answers.
             100..=399 => Gate::Fail { status: 502, outcome: "status" },
             _ => Gate::Open,
@@ -321,7 +338,7 @@ mod tests {
         for hedge_percent in [None, Some(5)] {
             let terms =
                 Terms { request: u64::MAX, limit_ms: 5000, hedge_percent, give_up_ms: hedge_percent.map(u64::from) };
-            let ask = Ask { model: 3, link: 1, body_bytes: 700, terms };
+            let ask = Ask { model: 3, link: 1, body_bytes: 700, stream: hedge_percent.is_some(), terms };
             assert_eq!(Ask::from_bytes(&ask.to_bytes()), Some(ask));
         }
         assert_eq!(Ask::from_bytes(b"[0,17]"), None);
@@ -359,7 +376,7 @@ mod tests {
         .unwrap();
         let terms = Terms { request: 1, limit_ms: 1, hedge_percent: None, give_up_ms: None };
         for (link, provider, is_only) in [(0, "a", false), (0, "b", false), (1, "b", true)] {
-            let ask = Ask { model: 0, link, body_bytes: 1, terms };
+            let ask = Ask { model: 0, link, body_bytes: 1, stream: true, terms };
             assert_eq!(target(&config, ask, provider).unwrap().is_only, is_only, "{link} {provider}");
         }
         assert!(retry_is_vain(429) && !retry_is_vain(503));
@@ -372,9 +389,18 @@ mod tests {
             (429, Gate::Open),
             (400, Gate::Open),
             (401, Gate::Fail { status: 502, outcome: "status" }),
+            (408, Gate::Fail { status: 504, outcome: "status" }),
             (302, Gate::Fail { status: 502, outcome: "status" }),
         ] {
             assert_eq!(FirstToken::default().on_head(status, false, false), expected, "{status}");
+        }
+    }
+
+    #[test]
+    fn an_answer_of_the_other_kind_is_none() {
+        for (streams, is_event_stream) in [(true, true), (true, false), (false, true), (false, false)] {
+            let gate = FirstToken::new(streams).on_head(200, is_event_stream, false);
+            assert_eq!(gate == Gate::Hold, streams == is_event_stream, "{streams} {is_event_stream}");
         }
     }
 

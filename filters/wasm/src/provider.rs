@@ -226,6 +226,7 @@ impl HttpContext for ProviderStream {
         host::edit_head(&head);
         self.request = Some(ask.terms.request);
         self.is_only = target.is_only;
+        self.gate = FirstToken::new(ask.stream);
         self.attempt = Some(Attempt {
             provider: target.provider.name.clone(),
             model: target.link.model.clone(),

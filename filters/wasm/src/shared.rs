@@ -12,6 +12,7 @@ use parapet_engine::quota::{Buckets, Decision};
 use parapet_engine::record::Attempt;
 
 use crate::clock::Clock;
+use crate::gateway::FAILED_ATTEMPTS;
 use crate::host;
 use crate::provider::{AttemptHead, NO_ANSWER};
 
@@ -109,9 +110,14 @@ impl Shared {
                         host::resume_request();
                     }
                 }
-                Due::GiveUp(context, status) => {
+                Due::GiveUp(context, status, attempts) => {
                     if host::act_as(context) {
-                        host::send_reply(status, &[("content-type", "application/json".to_owned())], NO_ANSWER);
+                        let json = ("content-type", "application/json".to_owned());
+                        // The router adds its count to its own answers only. Those that failed have a line each.
+                        let noted = host::property(&[FAILED_ATTEMPTS]).unwrap_or_default();
+                        let failed = noted.iter().filter(|byte| **byte == b'\n').count();
+                        let count = ("x-envoy-attempt-count", attempts.saturating_add(failed).to_string());
+                        host::send_reply(status, &[json, count], NO_ANSWER);
                     }
                 }
             }

@@ -11,6 +11,7 @@ use crate::guard;
 use crate::guard::passage::Passage;
 use crate::identity::Principal;
 use crate::quota::Decision;
+use crate::reason::Reason;
 
 #[derive(Debug)]
 pub struct Exchange {
@@ -48,6 +49,8 @@ pub struct Exchange {
     /// The length that the head of a whole answer tells.
     pub(super) told_bytes: Option<usize>,
     pub(super) phase: Phase,
+    /// The stream broke off while the input's verdict was out, which has the first word: what the client is told then.
+    pub(super) broken: Option<Reason>,
 }
 
 /// The client's wire form.

@@ -42,7 +42,9 @@ impl Flow {
     /// The provider's connection broke. Where nothing had left yet, Envoy has told the client 502.
     fn finish_broken(&mut self, exchange: &Exchange, context: &mut Context<'_>) {
         let progress = exchange.streaming().map_or(0, |stream| stream.answer.progress);
-        self.note_outcome(if progress > 0 { "cut" } else { "no_first_token" });
+        if self.record.attempts.last().is_some_and(|attempt| attempt.outcome == "ok") {
+            self.note_outcome(if progress > 0 { "cut" } else { "no_first_token" });
+        }
         self.finish_exchange(exchange, false, context);
         if self.record.client_aborted {
             (self.record.client_aborted, self.record.truncated) = (false, true);

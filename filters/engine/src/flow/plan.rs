@@ -132,6 +132,7 @@ impl Flow {
             prompt_tokens,
             quota: None,
             phase: Phase::Asking,
+            broken: None,
             sent_us: None,
             told_bytes: None,
             principal: caller.principal,

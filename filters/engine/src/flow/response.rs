@@ -24,7 +24,8 @@ impl Flow {
         self.note_attempt(&exchange, head, context);
         if ends || status != 200 {
             let retry_after_s = head.number("retry-after");
-            if ends {
+            // Only of these the body says more than the status; any other is not waited for.
+            if ends || !matches!(status, 400 | 422 | 429) {
                 return self.fail(&exchange, &provider_failure(status, retry_after_s, b""), context);
             }
             exchange.phase = Phase::Collecting(Collecting::Failure { status, retry_after_s });
@@ -35,7 +36,8 @@ impl Flow {
         exchange.phase = if head.is_event_stream() {
             let form = match exchange.wire {
                 Wire::OpenAi { include_usage } => {
-                    Form::OpenAi { model: exchange.public_model.clone(), usage: include_usage }
+                    let id = format!("chatcmpl-{}", self.record.id);
+                    Form::OpenAi { id, model: exchange.public_model.clone(), usage: include_usage }
                 }
                 Wire::Chat => Form::Chat,
             };
@@ -49,20 +51,22 @@ impl Flow {
         State::Exchanging(exchange)
     }
 
-    /// What the client gets of the head: what is Parapet's own, and nothing that speaks of the provider's account.
+    /// What the client gets of the head: what is Parapet's own. Of the provider's it gets the date alone: the rest may speak
+    /// of its account, or say what no guard reads.
     fn write_response_head(&self, exchange: &Exchange, head: &Head<'_>, context: &mut Context<'_>) {
         let is_event_stream = head.is_event_stream();
         for name in head.names() {
-            let foreign = name.starts_with("x-ratelimit-")
-                || name.starts_with("openai-")
-                || name.starts_with("x-envoy-")
-                || matches!(name, "set-cookie" | "server" | "x-request-id" | "retry-after" | "via")
-                // A whole answer's is written when the answer is known.
-                || (name == "content-length" && is_event_stream)
-                || name == super::ATTEMPT;
-            if foreign {
+            // A whole answer's length is written when the answer is known.
+            let own = matches!(name, "content-type" | "date" | "transfer-encoding" | "x-parapet-provider")
+                || (name == "content-length" && !is_event_stream);
+            if !own && !name.starts_with(':') {
                 context.effects.push(Effect::RemoveResponseHeader(name.to_owned()));
             }
+        }
+        let content_type = if is_event_stream { "text/event-stream" } else { "application/json" };
+        let parameters = head.get("content-type").and_then(|known| known.strip_prefix(content_type.as_bytes()));
+        if !matches!(parameters, Some(b"" | b"; charset=utf-8")) {
+            context.effects.push(Effect::SetResponseHeader("content-type", content_type.to_owned()));
         }
         context.effects.push(Effect::SetResponseHeader("x-parapet-attempts", self.attempts.unwrap_or(1).to_string()));
         let headers = respond::answer_headers(&self.record, exchange);
@@ -106,7 +110,7 @@ impl Flow {
                 self.record.truncated = true;
                 let outcome = if stream.answer.progress > 0 { "cut" } else { "error_event" };
                 self.note_outcome(outcome);
-                let refusal = Refusal::new(Reason::UpstreamError, "The model's answer broke off.");
+                let refusal = broke_off();
                 self.cut_stream(exchange, &refusal, Stream::failed_ending(), context)
             }
             Found::Overflow => {
@@ -132,11 +136,12 @@ impl Flow {
         }
         self.record.reason = Some(refusal.reason.code().to_owned());
         stream.cut(&ending);
+        exchange.broken = (!stream.released).then_some(refusal.reason);
         State::Exchanging(exchange)
     }
 
     /// Ends the exchange with an error answer; what the provider did is accounted.
-    fn fail(&mut self, exchange: &Exchange, refusal: &Refusal, context: &mut Context<'_>) -> State {
+    pub(super) fn fail(&mut self, exchange: &Exchange, refusal: &Refusal, context: &mut Context<'_>) -> State {
         let used = self.used_tokens(exchange, false);
         self.settle(exchange, used, context);
         let state = self.refuse(refusal.clone(), context);
@@ -161,6 +166,15 @@ impl Flow {
         self.record.usage = answer.usage;
         let body = match exchange.wire {
             Wire::Chat => Some(chat::write_answer(answer.choices.first().map_or("", |choice| &choice.content))),
+            Wire::OpenAi { .. } if exchange.output_context.is_some() => {
+                let judged =
+                    openai::judged_only(bytes, &format!("chatcmpl-{}", self.record.id), &exchange.public_model);
+                let Some(judged) = judged else {
+                    self.note_outcome("error_event");
+                    return self.fail(&exchange, &provider_failure(502, None, b""), context);
+                };
+                Some(judged)
+            }
             Wire::OpenAi { .. } if model.as_deref() != Some(&*exchange.public_model) => {
                 openai::with_model_in(bytes, &exchange.public_model)
             }
@@ -250,7 +264,7 @@ impl Flow {
     /// The refusal is the stream's ending.
     pub(super) fn block_stream(&mut self, stream: &mut Stream, context: &Context<'_>) -> Vec<u8> {
         self.record.reason = Some(Reason::OutputBlocked.code().to_owned());
-        let ending = stream.blocked_ending(&format!("chatcmpl-{}", self.record.id), context.now_s());
+        let ending = stream.blocked_ending(context.now_s());
         stream.cut(&ending);
         ending
     }
@@ -289,6 +303,10 @@ impl Flow {
         let bytes = entry.bytes();
         context.memory.answers.insert(key, entry, bytes);
     }
+}
+
+pub(super) fn broke_off() -> Refusal {
+    Refusal::new(Reason::UpstreamError, "The model's answer broke off.")
 }
 
 /// A choice as the client gets it when the output guard blocks.

@@ -94,7 +94,8 @@ impl Flow {
         let give_up_at = Deadline::new(self.record.start_us, None, Some(context.config.first_token.deadline_ms));
         let give_up_ms = give_up_at.left_ms(context.now_us).filter(|_| exchange.stream).map(|ms| ms.max(1));
         let terms = Terms { request: self.request, limit_ms, hedge_percent, give_up_ms };
-        let ask = Ask { model: exchange.model, link: exchange.link, body_bytes: body.len(), terms };
+        let ask =
+            Ask { model: exchange.model, link: exchange.link, body_bytes: body.len(), stream: exchange.stream, terms };
         context.effects.push(Effect::SetRequestHead(head(exchange, body.len(), context)));
         context.effects.push(Effect::SetRequestBody(body));
         context.effects.push(Effect::Share { ask: ask.to_bytes(), trace_id: self.record.id.clone() });

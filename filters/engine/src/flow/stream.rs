@@ -8,7 +8,7 @@ use crate::config::OutputMode;
 use crate::guard::passage::{self, Marks, Passage};
 use crate::guard::window::Windows;
 use crate::openai::{self, Chunk, Frame};
-use crate::reason::{Reason, Refusal};
+use crate::reason::Refusal;
 use crate::sse::{Decoder, Event};
 
 /// What waits for a verdict; beyond it the answer is refused, as a guard that cannot keep up.
@@ -20,8 +20,9 @@ const FULL_WINDOW_TOKENS: u32 = 1_500;
 /// How the client wants its events.
 #[derive(Debug, Clone)]
 pub(super) enum Form {
-    /// OpenAI's, with the client's name of the model; `usage`: it asked for the usage chunk.
+    /// OpenAI's, with the client's name of the model; `id` is that of judged answers; `usage`: it asked for the usage chunk.
     OpenAi {
+        id: String,
         model: String,
         usage: bool,
     },
@@ -85,6 +86,7 @@ pub(super) struct Stream {
     /// It is cut, and the guard is being asked why.
     explains: bool,
     pub(super) first_text_us: Option<u64>,
+    last_text_us: Option<u64>,
     /// When something was last made ready; 0 before the first bytes.
     quiet_since_us: u64,
 }
@@ -101,8 +103,13 @@ pub(super) enum Found {
     Overflow,
 }
 
+/// A provider that takes so long from one token to the next is slower than people read: its tokens are judged as they
+/// come, instead of a window at a time.
+const STALL_US: u64 = 250_000;
+
 /// How long a client that waits for a verdict goes without a byte.
 const KEEP_ALIVE_US: u64 = 5_000_000;
+const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 
 impl Stream {
     pub(super) fn new(form: Form, mode: OutputMode, window_tokens: Vec<u32>) -> Self {
@@ -131,6 +138,7 @@ impl Stream {
             cut: false,
             explains: false,
             first_text_us: None,
+            last_text_us: None,
             quiet_since_us: 0,
         }
     }
@@ -150,6 +158,8 @@ impl Stream {
         if self.cut {
             return Found::Nothing;
         }
+        let stalls = self.mode == OutputMode::Hold
+            && self.last_text_us.is_some_and(|last_us| now_us.saturating_sub(last_us) >= STALL_US);
         let mut decoder = core::mem::take(&mut self.decoder);
         let mut failed = false;
         let fed = decoder.feed(bytes, |event| failed = failed || self.on_event(event, now_us).is_err());
@@ -157,6 +167,9 @@ impl Stream {
             failed = failed || self.on_event(event, now_us).is_err();
         }
         self.decoder = decoder;
+        if stalls {
+            self.windows.stalled();
+        }
         self.release();
         // Cut off in the middle: never a silent, clean end.
         let broken_off = ends && !self.done && !self.answer.is_finished();
@@ -180,7 +193,7 @@ impl Stream {
             && now_us.saturating_sub(self.quiet_since_us) >= KEEP_ALIVE_US
         {
             self.quiet_since_us = now_us;
-            self.ready.extend_from_slice(b": keep-alive\n\n");
+            self.ready.extend_from_slice(KEEP_ALIVE);
         }
     }
 
@@ -197,14 +210,14 @@ impl Stream {
         let Some(data) = event.data() else {
             // A comment: keeps the connection alive while others wait, and waits for nobody.
             if matches!(self.form, Form::OpenAi { .. }) {
-                self.push(event.raw, Kind::Quiet);
+                self.push(if self.judges() { KEEP_ALIVE.to_vec() } else { event.raw }, Kind::Quiet);
             }
             return Ok(());
         };
         match self.reader.read(data) {
             Chunk::Done => {
                 self.done = true;
-                self.push(event.raw, Kind::Terminal);
+                self.push(if self.judges() { openai::DONE.to_vec() } else { event.raw }, Kind::Terminal);
                 Ok(())
             }
             Chunk::Error { .. } => Err(()),
@@ -219,20 +232,30 @@ impl Stream {
             Chunk::Deltas { deltas, .. } if self.judges() && !deltas.iter().all(Delta::is_within_bounds) => Err(()),
             Chunk::Deltas { deltas, usage, model } => {
                 self.answer.usage = usage.or(self.answer.usage);
-                self.on_deltas(event, deltas, usage.is_some(), model.as_deref(), now_us);
-                Ok(())
+                self.on_deltas(event, deltas, usage.is_some(), model.as_deref(), now_us)
             }
         }
     }
 
-    fn on_deltas(&mut self, event: Event, deltas: Vec<Delta>, usage: bool, model: Option<&str>, now_us: u64) {
+    fn on_deltas(
+        &mut self,
+        event: Event,
+        deltas: Vec<Delta>,
+        usage: bool,
+        model: Option<&str>,
+        now_us: u64,
+    ) -> Result<(), ()> {
         for delta in &deltas {
             self.answer.add(delta);
         }
         let has_text = deltas.iter().any(Delta::has_text);
         let finishes = deltas.iter().any(|delta| delta.finish_reason.is_some());
         let bytes = match &self.form {
-            Form::OpenAi { usage: wanted, .. } if deltas.is_empty() && usage && !wanted => return,
+            Form::OpenAi { usage: wanted, .. } if deltas.is_empty() && usage && !wanted => return Ok(()),
+            Form::OpenAi { model, id, .. } if self.judges() => {
+                let judged = event.data().and_then(|data| openai::judged_only(data, id, model));
+                [b"data: ", &*judged.ok_or(())?, b"\n\n"].concat()
+            }
             Form::OpenAi { model: public, .. } => {
                 let renamed = model.is_some_and(|model| model != public);
                 let rewritten = event.data().filter(|_| renamed).and_then(|data| self.reader.with_model(data, public));
@@ -248,9 +271,11 @@ impl Stream {
             self.push_with(bytes, Kind::Text, deltas);
             self.texts = self.texts.saturating_add(1);
             self.first_text_us = self.first_text_us.or(Some(now_us));
+            self.last_text_us = Some(now_us);
         } else {
             self.push_with(bytes, if finishes || usage { Kind::Terminal } else { Kind::Quiet }, deltas);
         }
+        Ok(())
     }
 
     fn push(&mut self, bytes: Vec<u8>, kind: Kind) {
@@ -380,9 +405,9 @@ impl Stream {
     }
 
     /// The end of a blocked stream in the client's form.
-    pub(super) fn blocked_ending(&self, id: &str, created_s: u64) -> Vec<u8> {
+    pub(super) fn blocked_ending(&self, created_s: u64) -> Vec<u8> {
         match &self.form {
-            Form::OpenAi { model, .. } => {
+            Form::OpenAi { id, model, .. } => {
                 let open =
                     |(_, choice): &(usize, &crate::record::Answered)| self.holds() || choice.finish_reason.is_none();
                 let mut choices: Vec<usize> =
@@ -402,7 +427,7 @@ impl Stream {
 
     /// The end of a stream that failed after bytes of it have left: an error event and no `[DONE]`.
     pub(super) fn failed_ending() -> Vec<u8> {
-        openai::error_event(&Refusal::new(Reason::UpstreamError, "The model's answer broke off."))
+        openai::error_event(&super::response::broke_off())
     }
 
     pub(super) fn unavailable_ending(refusal: &Refusal) -> Vec<u8> {
@@ -429,7 +454,8 @@ impl Stream {
             return self.ended && self.explains;
         }
         if self.ended {
-            return !self.held.is_empty();
+            // Text that has left already is judged to its end, too.
+            return !self.held.is_empty() || self.windows.is_in_flight();
         }
         // What passed leaves although the next call is under way: slow verdicts must not hold back everything.
         self.ready.is_empty() && (!self.released || (self.holds() && self.windows.is_in_flight()))

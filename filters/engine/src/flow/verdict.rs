@@ -4,7 +4,7 @@
 //! policy excuses none, a stream of which something has left does not wait for them.
 
 use super::exchange::{Exchange, Input, Phase};
-use super::{Call, Context, Flow, State, calls};
+use super::{Call, Context, Flow, State, calls, response};
 use crate::config::{Categories, Config, OnFailure};
 use crate::guard::{self, Action, Category, Remembered, Side, Verdict};
 use crate::reason::{Reason, Refusal};
@@ -178,7 +178,12 @@ impl Flow {
             self.settle(&exchange, used, context);
             return self.refuse(refusal, context);
         }
-        if exchange.is_asking() { self.send_when_ready(exchange, context) } else { State::Exchanging(exchange) }
+        match exchange.broken.take() {
+            Some(Reason::UpstreamError) => self.fail(&exchange, &response::broke_off(), context),
+            Some(_) => self.fail(&exchange, &calls::unavailable(&exchange, context.now_us), context),
+            None if exchange.is_asking() => self.send_when_ready(exchange, context),
+            None => State::Exchanging(exchange),
+        }
     }
 
     /// Notes the verdict; the refusal, if the policy says so.

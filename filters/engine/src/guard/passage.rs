@@ -89,7 +89,7 @@ fn channels(answer: &Answer) -> impl Iterator<Item = (Channel, &str)> {
 
 /// In an order that growth does not change: tool calls come last and are only ever added at their end.
 fn texts(answered: &Answered) -> impl Iterator<Item = &str> {
-    let calls = answered.tool_calls.iter().flat_map(|call| [&*call.name, &*call.arguments]);
+    let calls = answered.tool_calls.iter().flat_map(|call| [&*call.id, &*call.name, &*call.arguments]);
     [&*answered.reasoning, &*answered.content, &*answered.refusal].into_iter().chain(calls)
 }
 

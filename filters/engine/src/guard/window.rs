@@ -12,6 +12,8 @@ pub struct Windows {
     /// Tokens since the last call was made.
     filled: u32,
     sentence_ended: bool,
+    /// The provider is slower than a reader.
+    stalled: bool,
     in_flight: bool,
 }
 
@@ -19,13 +21,18 @@ impl Windows {
     /// `sizes` as configured; none means one window that only the end closes.
     #[must_use]
     pub const fn new(sizes: Vec<u32>) -> Self {
-        Self { sizes, next: 0, filled: 0, sentence_ended: false, in_flight: false }
+        Self { sizes, next: 0, filled: 0, sentence_ended: false, stalled: false, in_flight: false }
     }
 
     /// A token with text came; `text` is its piece.
     pub fn token(&mut self, text: &str) {
         self.filled = self.filled.saturating_add(1);
         self.sentence_ended = text.trim_end().ends_with(['.', '!', '?', '\n', '。', '！', '？', '।']);
+    }
+
+    /// The provider lets wait for its tokens: those that are there are judged without waiting for more.
+    pub const fn stalled(&mut self) {
+        self.stalled = self.filled > 0;
     }
 
     /// Whether a call is to be made now. `ending`: nothing follows.
@@ -41,7 +48,7 @@ impl Windows {
             self.filled >= size
                 || (self.sentence_ended && self.filled >= size.saturating_sub(size / 4).max(MIN_SENTENCE))
         });
-        ending || full
+        ending || full || self.stalled
     }
 
     /// A call was made with everything so far.
@@ -49,6 +56,7 @@ impl Windows {
         self.in_flight = true;
         self.filled = 0;
         self.sentence_ended = false;
+        self.stalled = false;
         let last = self.sizes.len().saturating_sub(1);
         self.next = self.next.saturating_add(1).min(last);
     }
@@ -122,6 +130,20 @@ mod tests {
         }
         windows.token(" end. ");
         assert!(windows.is_due(false));
+    }
+
+    #[test]
+    fn a_stall_closes_a_window_that_has_begun_and_only_that() {
+        let mut windows = Windows::new(vec![8]);
+        windows.stalled();
+        windows.token("x");
+        assert!(!windows.is_due(false));
+        windows.stalled();
+        assert!(windows.is_due(false));
+        windows.asked();
+        windows.token("y");
+        windows.answered();
+        assert!(!windows.is_due(false));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(super) struct WireToolCall<'a> {
     index: usize,
     #[serde(borrow, default)]
     id: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, alias = "custom")]
     function: Option<WireFunction<'a>>,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct WireToolCall<'a> {
 pub(super) struct WireFunction<'a> {
     #[serde(borrow, default)]
     pub(super) name: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, alias = "input")]
     pub(super) arguments: Option<Cow<'a, str>>,
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::answer::{WireToolCall, WireUsage};
-use super::request::json_string;
+use super::request::{json_string, model_span};
 use crate::answer::{Delta, REFUSAL, ToolCallDelta};
 use crate::record::{Answered, Usage};
 
@@ -91,7 +91,8 @@ pub(super) fn delta(choice: WireChoice<'_>) -> Delta {
     if let Some(wire) = choice.delta {
         delta.content = wire.content.map(Cow::into_owned).unwrap_or_default();
         // Newer servers say `reasoning`, older `reasoning_content`, some both with the same text.
-        delta.reasoning = wire.reasoning_content.or(wire.reasoning).map(Cow::into_owned).unwrap_or_default();
+        delta.reasoning = wire.reasoning_content.map(Cow::into_owned).unwrap_or_default();
+        delta.reasoning.push_str(&wire.reasoning.filter(|other| *other != delta.reasoning).unwrap_or_default());
         delta.refusal = wire.refusal.map(Cow::into_owned).unwrap_or_default();
         delta.tool_calls = wire.tool_calls.into_iter().flatten().map(ToolCallDelta::from).collect();
         delta.tool_calls.extend(wire.function_call.map(|function| ToolCallDelta {
@@ -133,18 +134,11 @@ pub(super) fn with_model(data: &[u8], model: &str) -> Option<Vec<u8>> {
 #[must_use]
 #[inline(never)]
 pub fn with_model_in(json: &[u8], model: &str) -> Option<Vec<u8>> {
-    #[derive(Deserialize)]
-    struct Named<'a> {
-        #[serde(borrow)]
-        model: &'a RawValue,
-    }
-    let named: Named<'_> = serde_json::from_slice(json).ok()?;
-    let value = named.model.get();
-    let start = (value.as_ptr() as usize).checked_sub(json.as_ptr() as usize)?;
+    let span = model_span(json)?;
     let mut out = Vec::with_capacity(json.len().saturating_add(model.len()));
-    out.extend_from_slice(json.get(..start)?);
+    out.extend_from_slice(json.get(..span.start)?);
     out.extend_from_slice(&json_string(model));
-    out.extend_from_slice(json.get(start.checked_add(value.len())?..)?);
+    out.extend_from_slice(json.get(span.end..)?);
     Some(out)
 }
 
@@ -268,6 +262,29 @@ mod tests {
         assert_eq!((usage, model.as_deref()), (None, Some("m")));
         assert_eq!((deltas[0].choice, &*deltas[0].content, &*deltas[0].reasoning), (1, "a\nb", "r"));
         assert_eq!(deltas[0].tool_calls[0].name, "f");
+        assert!(deltas[0].has_text());
+    }
+
+    #[test]
+    fn a_text_that_comes_twice_is_read_once_and_two_are_both_read() {
+        for (delta, reasoning) in [
+            (r#"{"reasoning_content":"a","reasoning":"a"}"#, "a"),
+            (r#"{"reasoning_content":"","reasoning":"b"}"#, "b"),
+            (r#"{"reasoning_content":"a","reasoning":"b"}"#, "ab"),
+        ] {
+            let data = format!(r#"{{"choices":[{{"delta":{delta}}}]}}"#);
+            let Chunk::Deltas { deltas, .. } = parse_chunk(data.as_bytes()) else { panic!("not deltas") };
+            assert_eq!(deltas[0].reasoning, reasoning, "{delta}");
+        }
+    }
+
+    #[test]
+    fn a_custom_tools_input_is_a_text() {
+        let data =
+            br#"{"choices":[{"delta":{"tool_calls":[{"id":"c","type":"custom","custom":{"name":"f","input":"x"}}]}}]}"#;
+        let Chunk::Deltas { deltas, .. } = parse_chunk(data) else { panic!("not deltas") };
+        let call = &deltas[0].tool_calls[0];
+        assert_eq!((&*call.id, &*call.name, &*call.arguments), ("c", "f", "x"));
         assert!(deltas[0].has_text());
     }
 

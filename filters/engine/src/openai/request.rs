@@ -15,7 +15,9 @@ const MAX_MESSAGES: usize = 4096;
 
 /// The members of a JSON object in order, each value as it stands. A key that stands twice is refused: two parsers
 /// would disagree on which one counts, and one of them is the guard's.
-struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+struct Members<'a>(Vec<Member<'a>>);
+
+pub(super) type Member<'a> = (Cow<'a, str>, &'a RawValue);
 
 impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -31,7 +33,8 @@ impl<'de> Deserialize<'de> for Members<'de> {
                 let mut members: Vec<(Cow<'de, str>, &'de RawValue)> = Vec::with_capacity(8);
                 while let Some((Text(key), value)) = map.next_entry::<Text<'de>, &'de RawValue>()? {
                     if members.iter().any(|(known, _)| *known == key) {
-                        return Err(de::Error::custom(format_args!("the key `{}` stands twice", key.escape_debug())));
+                        let key = String::from_utf8_lossy(&json_string(&key)).into_owned();
+                        return Err(de::Error::custom(format_args!("the key {key} stands twice")));
                     }
                     if members.len() >= MAX_MEMBERS {
                         return Err(de::Error::custom(format_args!("more than {MAX_MEMBERS} keys")));
@@ -48,6 +51,23 @@ impl<'de> Deserialize<'de> for Members<'de> {
 /// A string, borrowed where it has no escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+// Each of these readers is in the module once: inlined, they would take some KB at every call.
+
+#[inline(never)]
+pub(super) fn members(json: &[u8]) -> serde_json::Result<Vec<Member<'_>>> {
+    serde_json::from_slice(json).map(|Members(members)| members)
+}
+
+#[inline(never)]
+pub(super) fn items(json: &RawValue) -> serde_json::Result<Vec<&RawValue>> {
+    serde_json::from_slice(json.get().as_bytes())
+}
+
+#[inline(never)]
+pub(super) fn text(json: &RawValue) -> serde_json::Result<Cow<'_, str>> {
+    serde_json::from_slice(json.get().as_bytes()).map(|Text(text)| text)
+}
 
 #[derive(Deserialize)]
 struct Message<'a> {
@@ -73,17 +93,15 @@ struct Message<'a> {
 
 #[derive(Deserialize)]
 struct Call<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, alias = "custom")]
     function: Option<Function<'a>>,
-    #[serde(borrow, default)]
-    custom: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
 struct Function<'a> {
     #[serde(borrow, default)]
     name: Cow<'a, str>,
-    #[serde(borrow, default)]
+    #[serde(borrow, default, alias = "input")]
     arguments: Cow<'a, str>,
 }
 
@@ -112,7 +130,7 @@ fn what(error: &serde_json::Error) -> String {
 /// # Errors
 /// The refusal to answer with: `invalid_json` with line and column, `invalid_request` with the field.
 pub fn read(body: &[u8]) -> Result<Conversation<'_>, Refusal> {
-    let Members(members) = serde_json::from_slice(body).map_err(|error| {
+    let members = members(body).map_err(|error| {
         let reason = if error.is_data() { Reason::InvalidRequest } else { Reason::InvalidJson };
         Refusal::new(reason, format!("The body is not a JSON object: {error}."))
     })?;
@@ -201,7 +219,8 @@ fn hosted_tool(value: &RawValue) -> Result<bool, Refusal> {
 }
 
 fn turns<'a>(value: &'a RawValue, unseen: &mut Option<(String, String)>) -> Result<Vec<Turn<'a>>, Refusal> {
-    let messages: Vec<&RawValue> = typed("messages", value, "a non-empty array of messages")?;
+    let messages =
+        items(value).map_err(|_| invalid("messages", "`messages` must be a non-empty array of messages."))?;
     if messages.len() > MAX_MESSAGES {
         return Err(invalid("messages", format!("`messages` must hold at most {MAX_MESSAGES} messages.")));
     }
@@ -242,7 +261,6 @@ fn turn<'a>(index: usize, value: &'a RawValue, unseen: &mut Option<(String, Stri
     let calls = message.tool_calls.into_iter().flatten();
     for call in calls {
         turn.texts.extend(call.function.map(function_text));
-        turn.texts.extend(call.custom.map(|custom| Cow::Borrowed(custom.get())));
     }
     turn.texts.extend(message.function_call.map(function_text));
     turn.is_plain &= turn.texts.len() == 1;
@@ -262,11 +280,10 @@ fn read_content<'a>(
     let at = format!("{at}.content");
     match content.get().as_bytes().first() {
         Some(b'"') => {
-            let Text(text) = typed(&at, content, "a string")?;
-            turn.texts.push(text);
+            turn.texts.push(text(content).map_err(|_| invalid(&at, format!("`{at}` must be a string.")))?);
         }
         Some(b'[') => {
-            let parts: Vec<&RawValue> = typed(&at, content, "an array of parts")?;
+            let parts = items(content).map_err(|_| invalid(&at, format!("`{at}` must be an array of parts.")))?;
             for (i, raw) in parts.into_iter().enumerate() {
                 let part: Part<'_> = serde_json::from_slice(raw.get().as_bytes()).map_err(|error| {
                     invalid(format!("{at}[{i}]"), format!("`{at}[{i}]` is no part: {}.", what(&error)))
@@ -328,7 +345,7 @@ pub(crate) fn json_string(text: &str) -> Vec<u8> {
 /// Where the value of the top-level `model` stands in a body, quotes included: what a later attempt replaces.
 #[must_use]
 pub fn model_span(body: &[u8]) -> Option<Range<usize>> {
-    let Members(members) = serde_json::from_slice(body).ok()?;
+    let members = members(body).ok()?;
     let (_, value) = members.iter().find(|(key, _)| key == "model")?;
     let start = (value.get().as_ptr() as usize).checked_sub(body.as_ptr() as usize)?;
     Some(start..start.checked_add(value.get().len())?)
@@ -349,6 +366,7 @@ mod tests {
             {"role":"developer","content":"be \"kind\""},
             {"role":"user","name":"ann","content":[{"type":"text","text":"look"},{"type":"image_url","image_url":{"url":"data:"}}]},
             {"role":"assistant","content":null,"reasoning_content":"hm","tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]},
+            {"role":"assistant","tool_calls":[{"id":"2","type":"custom","custom":{"name":"g","input":"\u0078"}}]},
             {"role":"tool","tool_call_id":"1","content":"42"}],
             "temperature":0.5,"max_tokens":7,"stream":true,"stream_options":{"include_usage":true},"seed":1}"#;
         let conversation = read(body.as_bytes()).unwrap();
@@ -360,6 +378,7 @@ mod tests {
                 (Role::System, "be \"kind\"".to_owned()),
                 (Role::User, "ann\nlook".to_owned()),
                 (Role::Assistant, "hm\nf({})".to_owned()),
+                (Role::Assistant, "g(x)".to_owned()),
                 (Role::Tool, "42".to_owned()),
             ]
         );

@@ -131,6 +131,61 @@ fn an_unsafe_input_is_refused_with_its_categories_in_every_phase() {
 }
 
 #[test]
+fn a_stream_that_breaks_off_before_the_inputs_verdict_is_an_error_answer() {
+    for (word, refused) in [("safe", (502, "upstream_error")), ("unsafe\nS1", (403, "content_blocked"))] {
+        for pieces in [vec![Piece::Text("a".into())], vec![Piece::Text("a".into()), Piece::Error, Piece::Done]] {
+            let mut worker = Worker::new(r#"{"input_guard": {"mode": "parallel"}, "output_guard": {"mode": "hold"}}"#);
+            let mut host = worker.ask(&question(true));
+            host.answers_with(SSE);
+            host.response_body(&stream(&pieces, "x"), true);
+            assert!(host.reply.is_none() && !host.response.head_out);
+            host.verdict(Call::Verdict(Side::Input), word);
+            assert_eq!(host.refused(), (refused.0, refused.1.to_owned()));
+            assert_eq!(host.end(End::default()).reason.as_deref(), Some(refused.1));
+        }
+    }
+}
+
+/// No event says that it ends: its text is judged all the same.
+#[test]
+fn an_async_stream_whose_last_event_is_text_waits_for_its_verdict() {
+    for (word, refuses) in [("safe", false), ("unsafe\nS1", true)] {
+        let mut worker = output("async", "");
+        let mut host = worker.ask(&question(true));
+        host.answers_with(SSE);
+        host.response_body(&stream(&[Piece::LastText("a".into())], "x"), true);
+        assert!(!host.response.complete && host.waits_for(Call::Verdict(Side::Output)));
+        host.verdict(Call::Verdict(Side::Output), word);
+        assert!(host.response.complete || host.reply.is_some());
+        assert_eq!(host.text().contains("content_filter"), refuses, "{}", host.text());
+        assert_eq!(host.end(End::default()).reason.is_some(), refuses);
+    }
+}
+
+#[test]
+fn tokens_of_a_provider_that_is_slower_than_a_reader_are_judged_as_they_come() {
+    for (mode, pause_us, asks) in [("hold", 250_000, true), ("hold", 200_000, false), ("full", 900_000, false)] {
+        let mut worker = output(mode, "");
+        let mut host = worker.ask(&question(true));
+        host.answers_with(SSE);
+        host.response_body(&stream(&[Piece::Text("one ".into())], "x"), false);
+        assert!(!host.waits_for(Call::Verdict(Side::Output)));
+        host.worker.now_us += pause_us;
+        host.response_body(&stream(&[Piece::Text("two ".into())], "x"), false);
+        assert_eq!(host.waits_for(Call::Verdict(Side::Output)), asks, "{mode} {pause_us}");
+        if asks {
+            host.verdict(Call::Verdict(Side::Output), "safe");
+            assert!(host.text().contains("one ") && host.text().contains("two "), "{}", host.text());
+            // Or a sign of life, however old the tokens are.
+            host.response_body(&stream(&[Piece::Text("three ".into())], "x"), false);
+            host.worker.now_us += pause_us;
+            host.response_body(&stream(&[Piece::Comment], "x"), false);
+            assert!(host.waits_for(Call::Verdict(Side::Output)));
+        }
+    }
+}
+
+#[test]
 fn a_categories_call_that_fails_excuses_nothing() {
     let mut worker = input("parallel", r#", "on_failure": "open""#);
     let mut host = worker.ask(&question(false));

@@ -68,6 +68,18 @@ fn a_providers_limit_is_told_with_its_wait_and_its_lack_of_quota_as_lasting() {
 }
 
 #[test]
+fn an_error_whose_body_says_nothing_more_is_not_waited_for() {
+    for (status, waits) in [("500", false), ("503", false), ("404", false), ("400", true), ("422", true), ("429", true)]
+    {
+        let mut worker = Worker::new(LIMITED);
+        let mut host = worker.ask(&question(true));
+        host.response_head(&[(":status", status), ("content-type", JSON)], false);
+        assert_eq!(host.reply.is_none(), waits, "{status}");
+        host.end(End::default());
+    }
+}
+
+#[test]
 fn the_providers_account_headers_do_not_reach_the_client() {
     let mut worker = Worker::new(LIMITED);
     let mut host = worker.ask(&question(false));
@@ -78,11 +90,14 @@ fn the_providers_account_headers_do_not_reach_the_client() {
         ("openai-organization", "o"),
         ("x-ratelimit-limit-tokens", "77"),
         ("set-cookie", "c"),
+        ("x-note", "how to"),
         ("x-envoy-attempt-count", "2"),
     ];
     host.response_head(&head, false);
     host.response_body(whole("x", "hi").as_bytes(), true);
-    assert!(host.header("openai-organization").is_none() && host.header("set-cookie").is_none());
+    for name in ["openai-organization", "set-cookie", "x-note"] {
+        assert!(host.header(name).is_none(), "{name}");
+    }
     assert_eq!((host.header("x-ratelimit-limit-tokens"), host.header("x-parapet-attempts")), (Some("5000"), Some("2")));
     host.end(End::default());
     assert_eq!(host.settled, [(host.settled[0].0, 14)]);
@@ -135,9 +150,10 @@ fn a_stream_without_finish_reason_is_truncated_and_says_so() {
     let mut worker = Worker::new(r#"{"input_guard": {"mode": "parallel"}}"#);
     let mut host = worker.ask(&question(true));
     host.answers_with(SSE);
-    host.response_body(&stream(&answer(&["one"])[..2], "x"), true);
+    host.response_body(&stream(&answer(&["one"])[..2], "x"), false);
     assert!(host.response.client.is_empty());
     host.verdict(Call::Verdict(Side::Input), "safe");
+    host.response_body(b"", true);
     assert!(host.text().contains("upstream_error") && host.response.complete);
     assert!(host.end(End::default()).truncated);
 }
@@ -167,7 +183,7 @@ fn a_client_that_leaves_is_recorded_in_every_state() {
         match state {
             0 => {}
             1 => host.response_head(&[(":status", "200"), ("content-type", JSON)], false),
-            2 => host.response_head(&[(":status", "503")], false),
+            2 => host.response_head(&[(":status", "400")], false),
             3 => {
                 host.answers_with(JSON);
                 host.response_body(whole("x", "hi").as_bytes(), true);
