@@ -253,12 +253,13 @@ impl Stream {
         let bytes = match &self.form {
             Form::OpenAi { usage: wanted, .. } if deltas.is_empty() && usage && !wanted => return Ok(()),
             Form::OpenAi { model, id, .. } if self.judges() => {
-                let judged = event.data().and_then(|data| openai::judged_only(data, id, model));
-                [b"data: ", &*judged.ok_or(())?, b"\n\n"].concat()
+                let judged = |json: &[u8]| openai::judged_only(json, id, model);
+                event.data().and_then(|data| self.reader.event(data, &judged)).ok_or(())?
             }
             Form::OpenAi { model: public, .. } => {
                 let renamed = model.is_some_and(|model| model != public);
-                let rewritten = event.data().filter(|_| renamed).and_then(|data| self.reader.with_model(data, public));
+                let rename = |json: &[u8]| openai::with_model_in(json, public);
+                let rewritten = event.data().filter(|_| renamed).and_then(|data| self.reader.event(data, &rename));
                 rewritten.unwrap_or(event.raw)
             }
             Form::Chat => {

@@ -120,16 +120,6 @@ pub(super) fn error_of(error: &RawValue) -> Chunk {
     Chunk::Error { message: message.unwrap_or_default(), code }
 }
 
-/// The event with its `model` replaced; `None` where there is no such member to replace.
-#[must_use]
-#[inline(never)]
-pub(super) fn with_model(data: &[u8], model: &str) -> Option<Vec<u8>> {
-    let mut event = b"data: ".to_vec();
-    event.extend_from_slice(&with_model_in(data, model)?);
-    event.extend_from_slice(b"\n\n");
-    Some(event)
-}
-
 /// A JSON object with its top-level `model` replaced and nothing else touched.
 #[must_use]
 #[inline(never)]
@@ -318,12 +308,10 @@ mod tests {
 
     #[test]
     fn the_model_is_replaced_and_nothing_else() {
-        let event =
-            with_model(br#"{"id":"1","model":"its","choices":[{"delta":{"content":"\"model\":\"its\""}}]}"#, "ours")
-                .unwrap();
+        let json = br#"{"id":"1","model":"its","choices":[{"delta":{"content":"\"model\":\"its\""}}]}"#;
         assert_eq!(
-            String::from_utf8(event).unwrap(),
-            "data: {\"id\":\"1\",\"model\":\"ours\",\"choices\":[{\"delta\":{\"content\":\"\\\"model\\\":\\\"its\\\"\"}}]}\n\n"
+            String::from_utf8(with_model_in(json, "ours").unwrap()).unwrap(),
+            r#"{"id":"1","model":"ours","choices":[{"delta":{"content":"\"model\":\"its\""}}]}"#
         );
     }
 

@@ -1,7 +1,7 @@
 //! The chunks of one stream, most of which differ in nothing but their text: what is around it is parsed once, and again
 //! only when it changes. What is read so is what a whole parse would read (tested on chunks of every kind).
 
-use super::chunk::{Chunk, parse_chunk, with_model, with_model_in};
+use super::chunk::{Chunk, parse_chunk};
 use crate::answer::Delta;
 use crate::bytes::is_same;
 
@@ -28,8 +28,8 @@ struct Frame {
     after: Vec<u8>,
     choice: usize,
     model: Option<String>,
-    /// `before` and `after` with the client's name of the model, once that was asked for.
-    renamed: Option<(Vec<u8>, Vec<u8>)>,
+    /// The same as it leaves, once that was asked for.
+    written: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Reader {
@@ -54,13 +54,15 @@ impl Reader {
         chunk
     }
 
-    /// The event of a chunk with its `model` replaced, as [`with_model`] writes it.
+    /// The event of a chunk as `write` writes its JSON, which may depend on what is around the text and has to leave the
+    /// text as it stands; one reader is given one `write` only. `None` where that writes nothing.
     #[inline(never)]
-    pub fn with_model(&mut self, data: &[u8], model: &str) -> Option<Vec<u8>> {
-        match self.frame.as_mut().and_then(|frame| frame.with_model(data, model)) {
-            Some(event) => Some(event),
-            None => with_model(data, model),
-        }
+    pub fn event(&mut self, data: &[u8], write: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+        let json = match self.frame.as_mut().and_then(|frame| frame.written(data, write)) {
+            Some(json) => json,
+            None => write(data)?,
+        };
+        Some([b"data: ", &*json, b"\n\n"].concat())
     }
 }
 
@@ -72,9 +74,10 @@ impl Frame {
         let (before, rest) = data.split_at_checked(at)?;
         let after = rest.get(content.len()..)?;
         let frame =
-            Self { before: before.to_vec(), after: after.to_vec(), choice, model: model.cloned(), renamed: None };
+            Self { before: before.to_vec(), after: after.to_vec(), choice, model: model.cloned(), written: None };
         // Whatever stands there is the content, and the content only: then any other plain text is, too.
         let holds = data.len() <= MAX_FRAME_BYTES
+            && !has_logprobs(data)
             && only_content(&parse_chunk(&frame.with(PROBE))) == Some((choice, PROBE, model));
         holds.then_some(frame)
     }
@@ -98,17 +101,26 @@ impl Frame {
         [&*self.before, text.as_bytes(), &*self.after].concat()
     }
 
-    fn with_model(&mut self, data: &[u8], model: &str) -> Option<Vec<u8>> {
+    fn written(&mut self, data: &[u8], write: &dyn Fn(&[u8]) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
         let text = self.text(data)?;
-        if self.renamed.is_none() {
-            let renamed = with_model_in(&self.with(PROBE), model)?;
-            let at = renamed.windows(PROBE.len()).rposition(|window| window == PROBE.as_bytes())?;
-            let after = renamed.get(at.checked_add(PROBE.len())?..)?.to_vec();
-            self.renamed = Some((renamed.get(..at)?.to_vec(), after));
+        if self.written.is_none() {
+            let json = write(&self.with(PROBE))?;
+            let at = json.windows(PROBE.len()).rposition(|window| window == PROBE.as_bytes())?;
+            let after = json.get(at.checked_add(PROBE.len())?..)?.to_vec();
+            self.written = Some((json.get(..at)?.to_vec(), after));
         }
-        let (before, after) = self.renamed.as_ref()?;
-        Some([b"data: ", &**before, text.as_bytes(), after, b"\n\n"].concat())
+        let (before, after) = self.written.as_ref()?;
+        Some([&**before, text.as_bytes(), after].concat())
     }
+}
+
+/// Log probabilities repeat the text.
+fn has_logprobs(data: &[u8]) -> bool {
+    const KEY: &[u8] = b"\"logprobs\"";
+    let after =
+        data.windows(KEY.len()).position(|window| window == KEY).and_then(|at| data.get(at.checked_add(KEY.len())?..));
+    let value = after.map(|after| after.trim_ascii_start().strip_prefix(b":").unwrap_or_default().trim_ascii_start());
+    value.is_some_and(|value| !value.starts_with(b"null"))
 }
 
 /// The choice, the text and the model of a chunk that does nothing but add content to one choice.
@@ -123,6 +135,8 @@ fn only_content(chunk: &Chunk) -> Option<(usize, &str, Option<&String>)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::chunk::with_model_in;
+    use super::super::judged::judged_only;
     use super::*;
     use proptest::prelude::*;
 
@@ -151,6 +165,8 @@ mod tests {
             r#"{"choices":[{"delta":{"content":"TEXT"},"finish_reason":"TEXT"}]}"#,
             r#"{"choices":[{"delta":{"content":"TEXT"}}],"usage":{"prompt_tokens":1}}"#,
             r#"{"choices":[{"delta":{"content":"TEXT"},"logprobs":{"content":[{"token":"TEXT"}]}}]}"#,
+            r#"{"choices":[{"delta":{"content":"TEXT"},"logprobs" : {"content":[{"token":"a","logprob":-1}]}}]}"#,
+            r#"{"id":"TEXT","system_fingerprint":"fp_1","choices":[{"delta":{"role":"assistant","content":"TEXT"},"x":"TEXT"}]}"#,
             r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"TEXT"}}]}}]}"#,
             r#"{"choices":[{"delta":{"content":"TEXT","content":"x"}}]}"#,
             r#"{"error":{"message":"TEXT"},"choices":[{"delta":{"content":"TEXT"}}]}"#,
@@ -171,11 +187,16 @@ mod tests {
     proptest! {
         #[test]
         fn a_chunk_is_read_and_renamed_as_if_it_stood_alone(chunks in proptest::collection::vec(chunk(), 1..12)) {
-            let mut reader = Reader::default();
+            let renamed = |json: &[u8]| with_model_in(json, "ours");
+            let judged = |json: &[u8]| judged_only(json, "id", "ours");
+            let (mut renaming, mut judging) = (Reader::default(), Reader::default());
             for chunk in chunks {
                 let shown = String::from_utf8_lossy(&chunk).into_owned();
-                prop_assert_eq!(reader.read(&chunk), parse_chunk(&chunk), "{}", &shown);
-                prop_assert_eq!(reader.with_model(&chunk, "ours"), with_model(&chunk, "ours"), "{}", &shown);
+                prop_assert_eq!(renaming.read(&chunk), parse_chunk(&chunk), "{}", &shown);
+                judging.read(&chunk);
+                let event = |json: Option<Vec<u8>>| json.map(|json| [b"data: ", &*json, b"\n\n"].concat());
+                prop_assert_eq!(renaming.event(&chunk, &renamed), event(renamed(&chunk)), "{}", &shown);
+                prop_assert_eq!(judging.event(&chunk, &judged), event(judged(&chunk)), "{}", &shown);
             }
         }
     }
