@@ -395,7 +395,17 @@ async fn with_a_full_disk_nothing_is_lost_and_it_goes_on_when_there_is_space() {
         line.rsplit(' ').next()?.parse::<u64>().ok().filter(|count| *count > 0)
     };
     eventually("the failure is counted", retries).await;
-    assert_eq!(rig.vote(0).await, 503, "a vote that cannot be kept is not accepted");
+    // What is delivered makes room now and then: some votes may still be kept.
+    let kept = AtomicUsize::new(0);
+    eventually("a vote that cannot be kept is not accepted", async || match rig.vote(0).await {
+        503 => Some(()),
+        status => {
+            assert_eq!(status, 202);
+            kept.fetch_add(1, Ordering::Relaxed);
+            None
+        }
+    })
+    .await;
     assert!(traces(&langsmith).len() < 1500);
     // Killed with the disk full, it starts again and waits on.
     sidecar.kill();
@@ -407,6 +417,9 @@ async fn with_a_full_disk_nothing_is_lost_and_it_goes_on_when_there_is_space() {
     // More than the disk holds at a time: what is delivered makes room for what is not.
     eventually("everything arrives", async || (traces(&langsmith) == whole(0..1500)).then_some(())).await;
     assert_eq!(langsmith.runs().len(), 1500 * RUNS);
+    let votes = kept.into_inner();
+    eventually("every vote that was accepted arrives", async || (langsmith.feedback().len() == votes).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
