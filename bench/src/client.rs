@@ -3,7 +3,7 @@
 use crate::guard::OFFENCE;
 use crate::http::{self, Chunked, Framing};
 use crate::load::{Outcome, Pace, Plan};
-use crate::messages::{STAMP, Stamp};
+use crate::messages::Stamp;
 use crate::wire::Wire;
 
 #[derive(Debug)]
@@ -156,9 +156,7 @@ impl Client {
         {
             let event = rest.get(..end).unwrap_or_default();
             from = from.saturating_add(end).saturating_add(2);
-            let stamp = http::find(event, STAMP)
-                .and_then(|at| Stamp::parse(event.get(at.saturating_add(STAMP.len())..).unwrap_or_default()));
-            let Some(stamp) = stamp else {
+            let Some(stamp) = Stamp::of(event) else {
                 self.on_unstamped(event, now_us, outcome);
                 continue;
             };

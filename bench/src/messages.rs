@@ -3,13 +3,15 @@
 use std::io::Write as _;
 
 use crate::guard::OFFENCE;
+use crate::http;
 use crate::load::Plan;
 
 /// The model in requests and answers; the gateway's public name of it, so that nothing has to be renamed.
 pub(crate) const MODEL: &str = "meta-llama/Meta-Llama-3-8B-Instruct";
 
-/// What stands before an event's stamp: in its text, or in its id where the text has to be a token's.
-pub(crate) const STAMP: &[u8] = b"\" t";
+/// What stands before an event's stamp: in its fingerprint where the text has to be a token's (of what is no text, judged
+/// answers keep that), else in its text.
+const STAMPED: [&[u8]; 2] = [b"\"fp_", b"\" t"];
 
 /// Who sent an event, which of its stream it is, and when (microseconds of the rig's clock).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +22,15 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// From the bytes behind [`STAMP`].
-    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+    /// Of an event.
+    pub(crate) fn of(event: &[u8]) -> Option<Self> {
+        STAMPED.iter().find_map(|before| {
+            let at = http::find(event, before)?.checked_add(before.len())?;
+            Self::parse(event.get(at..)?)
+        })
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
         let field = |from: usize, to: usize| core::str::from_utf8(bytes.get(from..to)?).ok();
         Some(Self {
             token: field(0, 6)?.parse().ok()?,
@@ -134,12 +143,12 @@ pub(crate) fn categories() -> Vec<u8> {
 }
 
 fn event(delta: &str, finish: &str) -> String {
-    event_of("chatcmpl-bench", delta, finish)
+    event_of("", delta, finish)
 }
 
-fn event_of(id: &str, delta: &str, finish: &str) -> String {
+fn event_of(fingerprint: &str, delta: &str, finish: &str) -> String {
     format!(
-        "data: {{\"id\":\"{id}\",\"object\":\"chat.completion.chunk\",\"created\":1767225600,\"model\":\"{MODEL}\",\"choices\":[{{\"index\":0,\"delta\":{{{delta}}},\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n"
+        "data: {{\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion.chunk\",\"created\":1767225600,\"model\":\"{MODEL}\",{fingerprint}\"choices\":[{{\"index\":0,\"delta\":{{{delta}}},\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n"
     )
 }
 
@@ -169,9 +178,10 @@ pub(crate) fn stream_word(stamp: Stamp, sentence: u32, offends: bool) -> Vec<u8>
     } else {
         format!("\"content\":\"{word}\"")
     };
-    let id = format!(" t{:06}{:06}{:012}", stamp.token, stamp.sequence, stamp.sent_us);
+    let fingerprint =
+        format!("\"system_fingerprint\":\"fp_{:06}{:06}{:012}\",", stamp.token, stamp.sequence, stamp.sent_us);
     let mut out = Vec::with_capacity(320);
-    push_chunk(&mut out, event_of(&id, &text, "null").as_bytes());
+    push_chunk(&mut out, event_of(&fingerprint, &text, "null").as_bytes());
     out
 }
 
@@ -186,14 +196,12 @@ pub(crate) fn stream_end() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http;
 
     #[test]
     fn stamps_come_back_from_their_event() {
         let stamp = Stamp { token: 17, sequence: 4711, sent_us: 123_456_789_012 };
         for event in [stream_token(stamp), stream_word(stamp, 20, false), stream_word(stamp, 20, true)] {
-            let at = http::find(&event, STAMP).unwrap() + STAMP.len();
-            assert_eq!(Stamp::parse(&event[at..]), Some(stamp));
+            assert_eq!(Stamp::of(&event), Some(stamp));
         }
     }
 
